@@ -151,5 +151,5 @@ def _fill(name: str, tensor: torch.Tensor, generator: torch.Generator) -> None:
     elif "embed_tokens" in name:
         tensor.copy_(EMBEDDING_STD * noise)
     else:
-        # 1/sqrt(fan in): GPT-OSS keeps experts as [E, in, out], all others as [.., out, in]; square-ish, so the last will do.
+        # About 1/sqrt(fan in): GPT-OSS keeps experts as [E, in, out], all others as [.., out, in]; no need to tell.
         tensor.copy_(noise * math.sqrt(2.0 / tensor.shape[-1]))
