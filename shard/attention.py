@@ -1,0 +1,111 @@
+"""The attention seam: each session's rows attend to that session's context alone.  Registered with transformers as "shoal".
+
+Causality and the sliding window follow from positions, so no mask tensor ever crosses the model's forward.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface
+
+if TYPE_CHECKING:
+    from shard.kv import RaggedCache, Slice
+
+
+def visible(start: int, end: int, first_key: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Bool mask [end - start, end - first_key]: query position sees key positions (query - window, query]."""
+    queries = torch.arange(start, end, device=device)[:, None]
+    keys = torch.arange(first_key, end, device=device)[None, :]
+    mask = keys <= queries
+    return mask & (keys > queries - window) if window is not None else mask
+
+
+def attend_with_sinks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float, sinks: torch.Tensor
+) -> torch.Tensor:
+    """Softmax over the scores and one learned sink per head, whose share is then dropped (GPT-OSS).
+
+    query [1, Hq, t, D], key and value [1, Hkv, n, D], mask [t, n], sinks [Hq]; returns [1, Hq, t, D].
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    column = sinks.reshape(1, -1, 1, 1).expand(1, -1, query.shape[2], 1).to(scores.dtype)
+    combined = torch.cat([scores, column], dim=-1)
+    combined = combined - combined.max(dim=-1, keepdim=True).values
+    weights = functional.softmax(combined, dim=-1, dtype=combined.dtype)[..., :-1]
+    return torch.matmul(weights, value)
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    start: int,
+    scaling: float | None,
+    window: int | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """One session: query [1, Hq, t, D] at positions from `start`, context key and value [1, Hkv, start + t, D]; [1, Hq, t, Dv]."""
+    rows, end = query.shape[2], key.shape[2]
+    first_key = 0
+    if window is not None and end > window:
+        first_key = max(0, start - window + 1)
+        key, value = key[:, :, first_key:], value[:, :, first_key:]
+    narrow = window if window is not None and end - first_key > window else None
+    if rows == 1:
+        mask, causal = None, False  # one query sees all that is left
+    elif start == 0 and narrow is None:
+        mask, causal = None, True
+    else:
+        mask, causal = visible(start, end, first_key, narrow, query.device), False
+    if sinks is not None:
+        mask = visible(start, end, first_key, narrow, query.device) if causal else mask
+        return attend_with_sinks(query, key, value, mask, scaling or query.shape[-1] ** -0.5, sinks)
+    return functional.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=causal, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+def attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface over a packed batch: query [1, Hq, T, D] to [1, T, Hq, Dv].
+
+    In a layer whose keys arrive as they left the cache, key and value are the new rows and contexts are read from the
+    slabs; elsewhere (latents that were expanded) they are the packed contexts of all sessions.
+    """
+    cache: RaggedCache = module.shoal_cache
+    layer: int = module.layer_idx
+    outputs, offset = [], 0
+    for part in cache.slices:
+        if layer in cache.direct:
+            context_key, context_value = _held(part, layer)
+        else:
+            context_key, context_value = key[:, :, offset : offset + part.end], value[:, :, offset : offset + part.end]
+            offset += part.end
+        rows = query[:, :, part.first : part.last]
+        outputs.append(attend(rows, context_key, context_value, part.start, scaling, sliding_window, s_aux))
+    packed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    return packed.transpose(1, 2), None
+
+
+def _held(part: Slice, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    key, value = part.kv.keys[layer], part.kv.values[layer]
+    return key[:, : part.end].unsqueeze(0), value[:, : part.end].unsqueeze(0)
+
+
+AttentionInterface.register("shoal", attention)
