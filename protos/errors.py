@@ -1,0 +1,210 @@
+"""Everything that can go wrong, in three families by what the caller does next.
+
+Law: `code` is part of the protocol and never changes; the message is for people and says what happened, to what, and
+what to do. The mapping to gRPC status, HTTP and exit codes is in PROTOCOL.md, section 11.
+"""
+
+# ruff: noqa: N818 - the names are the protocol's words (a Gap, a Fenced door); "Error" would be said thirty times.
+
+from typing import ClassVar
+
+
+class ShoalError(Exception):
+    """A failure that has a name. `retry_after_s`: when trying again may help, in seconds; None: unknown or never."""
+
+    code: ClassVar[str]
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class LocalError(ShoalError):
+    """Our bug: crash loudly."""
+
+    code = "local_error"
+
+
+class RemoteError(ShoalError):
+    """Their fault (a client's, a file's, a peer's): refuse, and never retry the same there."""
+
+    code = "remote_error"
+
+
+class Unavailable(ShoalError):
+    """Weather: the same may work elsewhere, or here after `retry_after_s`."""
+
+    code = "unavailable"
+
+
+class IllegalTransition(LocalError):
+    """An event that the state it met does not allow; the state is unchanged."""
+
+    code = "illegal_transition"
+
+
+class BrokenInvariant(LocalError):
+    """Something that the code relies on does not hold."""
+
+    code = "broken_invariant"
+
+
+class InvalidRequest(RemoteError):
+    """A field is missing, out of its range, or contradicts another."""
+
+    code = "invalid_request"
+
+
+class InvalidFrame(RemoteError):
+    """Bytes that are no tensor frame, or not one of the shape and dtype that belong here."""
+
+    code = "invalid_frame"
+
+
+class FrameTooLarge(InvalidFrame):
+    """A frame, or what its header announces, above the receiver's limit."""
+
+    code = "frame_too_large"
+
+
+class InvalidManifest(RemoteError):
+    """Bytes that are no canonical manifest, or one that contradicts itself."""
+
+    code = "invalid_manifest"
+
+
+class WrongModel(RemoteError):
+    """The request names another model than this node serves."""
+
+    code = "wrong_model"
+
+
+class UnitMismatch(RemoteError):
+    """A unit's bytes differ from its manifest's."""
+
+    code = "unit_mismatch"
+
+
+class UnsupportedModel(RemoteError):
+    """A checkpoint that shoal cannot answer exactly."""
+
+    code = "unsupported_model"
+
+
+class ContextTooLong(RemoteError):
+    """Prompt and max_tokens exceed the model's positions."""
+
+    code = "context_too_long"
+
+
+class UnknownSession(RemoteError):
+    """No such session here: never opened, closed, or lost in a restart."""
+
+    code = "unknown_session"
+
+
+class Fenced(RemoteError):
+    """The epoch is lower than the session's: another door has taken over. The fenced door ends its session."""
+
+    code = "fenced"
+
+
+class Gap(RemoteError):
+    """A step starts beyond the positions that the stage holds; the door feeds again from `held`."""
+
+    code = "gap"
+
+    def __init__(self, message: str | None = None, *, held: int, retry_after_s: float | None = None) -> None:
+        super().__init__(
+            message or f"the stage holds {held} positions, fewer than the step's start; feed the log from {held}",
+            retry_after_s=retry_after_s,
+        )
+        self.held = held
+
+
+class NonFinite(RemoteError):
+    """A peer's or a model's numbers contain NaN or infinity."""
+
+    code = "non_finite"
+
+
+class Overloaded(Unavailable):
+    """A queue, a quota or the KV memory is full."""
+
+    code = "overloaded"
+
+
+class OutOfMemory(Unavailable):
+    """The memory limit is below what is needed; the message names both."""
+
+    code = "out_of_memory"
+
+
+class StoreFull(Unavailable):
+    """No room on the disk of the store; nothing half-written remains."""
+
+    code = "store_full"
+
+
+class UnitMissing(Unavailable):
+    """A unit that is not in this store."""
+
+    code = "unit_missing"
+
+
+class PortInUse(Unavailable):
+    """Another process listens on the address."""
+
+    code = "port_in_use"
+
+
+class PeerLost(Unavailable):
+    """A peer that this needs cannot be reached, or left in the middle."""
+
+    code = "peer_lost"
+
+
+class DeadlineExceeded(Unavailable):
+    """The time for this ran out."""
+
+    code = "deadline_exceeded"
+
+
+class ShuttingDown(Unavailable):
+    """The node is leaving and takes nothing new."""
+
+    code = "shutting_down"
+
+
+by_code: dict[str, type[ShoalError]] = {
+    error.code: error
+    for error in (
+        LocalError,
+        IllegalTransition,
+        BrokenInvariant,
+        RemoteError,
+        InvalidRequest,
+        InvalidFrame,
+        FrameTooLarge,
+        InvalidManifest,
+        WrongModel,
+        UnitMismatch,
+        UnsupportedModel,
+        ContextTooLong,
+        UnknownSession,
+        Fenced,
+        Gap,
+        NonFinite,
+        Unavailable,
+        Overloaded,
+        OutOfMemory,
+        StoreFull,
+        UnitMissing,
+        PortInUse,
+        PeerLost,
+        DeadlineExceeded,
+        ShuttingDown,
+    )
+}
+"""The class behind a code that came over the wire."""

@@ -1,0 +1,142 @@
+"""The maximum of everything that another party decides the size of: unit last in the name, reason beside the number.
+
+Law: a reader checks the limit before it allocates or parses; each limit has a test that reaches it.
+"""
+
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+TIB: Final = 1 << 40
+
+# --- manifest -----------------------------------------------------------------------------------------------------
+
+MANIFEST_BYTES_MAX: Final = 64 * MIB
+"""A model of 384 experts in each of 60 layers, two tensors an expert, needs 10 MiB."""
+
+MANIFEST_UNITS_MAX: Final = 1 << 17
+"""The same model has 23 000 units; each costs about 1 KiB once parsed."""
+
+MANIFEST_TENSORS_MAX: Final = 1 << 19
+"""Over all units. 64 MiB of JSON hold about as many entries; bounds what parsing allocates to a few hundred MiB."""
+
+LAYERS_MAX: Final = 1024
+"""The deepest published MoE models have below 100 layers."""
+
+EXPERTS_MAX: Final = 4096
+"""Experts in one layer; published models have up to 512."""
+
+HIDDEN_MAX: Final = 1 << 17
+"""Values in a row; published models have up to 16 384."""
+
+VOCAB_MAX: Final = 1 << 24
+"""Tokens; published vocabularies stay below 2**19. Bounds the allowed-token bitset to 2 MiB."""
+
+CONTEXT_MAX: Final = 1 << 24
+"""Positions; the longest published context is 10 million."""
+
+NAME_CHARS_MAX: Final = 64
+"""Family, architecture and experts function: they are identifiers in transformers' source."""
+
+TENSOR_NAME_CHARS_MAX: Final = 256
+"""Parameter paths inside one layer stay below 80."""
+
+TENSOR_RANK_MAX: Final = 8
+"""Weights have rank 1 to 3, convolutions up to 5."""
+
+TENSOR_DIM_MAX: Final = 1 << 40
+"""One dimension; keeps every product of a sane shape inside 64 bits."""
+
+UNIT_BYTES_MAX: Final = 1 * TIB
+"""One unit; the largest trunk of a published model is below 2 GiB, an embedding table below 8 GiB."""
+
+# --- tensor frame -------------------------------------------------------------------------------------------------
+
+FRAME_RANK_MAX: Final = 4
+"""Rows have rank 2, KV of one layer 3 or 4."""
+
+FRAME_BYTES_MAX: Final = 64 * MIB
+"""Rows of one step or expert call, header included: almost 2048 rows of 8192 float32. A sender splits by rows."""
+
+# --- sampling -----------------------------------------------------------------------------------------------------
+
+OUTPUT_TOKENS_MAX: Final = 1 << 20
+"""max_tokens: KV for all of them is reserved at Open."""
+
+TEMPERATURE_MIN: Final = 1e-6
+"""Smallest that is not 0: keeps logits / temperature finite in float32."""
+
+TEMPERATURE_MAX: Final = 100.0
+"""Beyond it every distribution is flat."""
+
+REPETITION_PENALTY_MIN: Final = 0.01
+"""Keeps logits / penalty finite in float32."""
+
+REPETITION_PENALTY_MAX: Final = 100.0
+"""The same, for logits * penalty."""
+
+ADDITIVE_PENALTY_MAX: Final = 2.0
+"""Presence and frequency penalty, either sign: the range of the OpenAI API."""
+
+SEED_MAX: Final = (1 << 64) - 1
+"""The sampler hashes eight bytes of it."""
+
+CHOICES_MAX: Final = 128
+"""Answers to one request (`n` of the OpenAI API)."""
+
+STOP_TOKENS_MAX: Final = 64
+"""Token ids that end an answer; generation configs list up to about ten."""
+
+TOKEN_ID_MAX: Final = (1 << 31) - 1
+"""A token id fits an int32 on every device."""
+
+TOP_LOGPROBS_MAX: Final = 20
+"""The OpenAI API's limit."""
+
+# --- messages -----------------------------------------------------------------------------------------------------
+
+MESSAGE_HEADROOM_BYTES: Final = 64 * KIB
+"""Of a message that carries a frame: ids, epoch, route."""
+
+INFERENCE_MESSAGE_BYTES_MAX: Final = 16 * MIB
+"""One Generate request: a text prompt, or a million token ids of up to five bytes each."""
+
+STAGE_MESSAGE_BYTES_MAX: Final = FRAME_BYTES_MAX + 8 * MIB
+"""One Step: a frame, and beside it token ids and an allowed-token bitset; an Open: a log of a million ids."""
+
+EXPERT_MESSAGE_BYTES_MAX: Final = FRAME_BYTES_MAX + 4 * MIB
+"""One expert call: a frame, unit hashes, and the index of pairs."""
+
+ID_CHARS_MAX: Final = 128
+"""Session ids, peer ids and unit hashes in a message."""
+
+ADDRESS_CHARS_MAX: Final = 300
+"""`host:port`: a DNS name has at most 253 characters."""
+
+ROLE_CHARS_MAX: Final = 64
+"""The role of a chat message."""
+
+CHAT_MESSAGES_MAX: Final = 4096
+"""Messages of one chat; the message limit bounds their text."""
+
+STOP_STRINGS_MAX: Final = 16
+"""Stop strings of one request; the OpenAI API allows 4."""
+
+STOP_STRING_CHARS_MAX: Final = 256
+"""The door holds back that much text while it looks for one."""
+
+ERROR_MESSAGE_CHARS_MAX: Final = 1024
+"""A typed error's message: it also travels in gRPC trailers, which peers limit to 8 KiB in all."""
+
+ROUTE_STAGES_MAX: Final = LAYERS_MAX
+"""A stage has at least one layer."""
+
+STEP_ROWS_MAX: Final = 1 << 14
+"""Rows (positions) in one step; a longer prompt goes in chunks."""
+
+PAIRS_MAX: Final = 1 << 17
+"""(row, expert) pairs in one expert call: STEP_ROWS_MAX rows with 8 experts each."""
+
+RESUME_KEY_BYTES: Final = 32
+"""A session's resume key, and its sha256 that the stages keep."""
