@@ -96,6 +96,15 @@ class Anatomy:
         for index in range(count):
             yield Part(units.expert(layer, index), name.removeprefix(path), source, index)
 
+    def tensors(self) -> dict[UnitName, dict[str, torch.Tensor]]:
+        """The units of a model that has its weights, as views of them."""
+        state = self.model.state_dict()
+        found: dict[UnitName, dict[str, torch.Tensor]] = {}
+        for part in self.parts():
+            tensor = state[part.source]
+            found.setdefault(part.unit, {})[part.local] = tensor if part.expert is None else tensor[part.expert]
+        return found
+
     def source(self, unit: UnitName, local: str) -> str:
         """The state dict name of a unit's tensor (of the stacked tensor, for an expert's)."""
         kind = units.parse(unit)

@@ -90,6 +90,7 @@ def attention(
     """
     cache: RaggedCache = module.shoal_cache
     layer: int = module.layer_idx
+    cache.reached(layer, key)
     outputs, offset = [], 0
     for part in cache.slices:
         if layer in cache.direct:

@@ -23,7 +23,7 @@ import shard.experts  # noqa: F401  (both register a seam)
 from protos import units
 from protos.errors import UnsupportedModel
 from shard.anatomy import Anatomy
-from shard.kv import LayerKv, RaggedCache
+from shard.kv import LayerKv, RaggedCache, SessionKv, Slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from protos.ids import UnitName
     from shard.experts import Experts
-    from shard.kv import Slice
 
     Tensors = Callable[[UnitName], Mapping[str, torch.Tensor]]
 
@@ -200,7 +199,7 @@ class Body:
         missing = [index for index in self.span if index not in probe.layers]
         if missing:
             raise UnsupportedModel(f"{type(self.model).__name__}: layer {missing[0]} keeps no KV (recurrent layers are not supported)")
-        return probe.layers, frozenset(probe.direct)
+        return probe.layers, frozenset(probe.untouched)
 
 
 def _no_experts(layer: int, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -208,19 +207,24 @@ def _no_experts(layer: int, hidden: torch.Tensor, index: torch.Tensor) -> torch.
 
 
 class _ProbeCache(RaggedCache):
-    """Records shapes; attention finds no slices, so it is handed the first row's own values back."""
+    """Stores nothing: records the shapes that come in, and in which layers they reach attention untouched."""
 
     def __init__(self) -> None:
-        super().__init__((), frozenset())
+        nothing = SessionKv({}, 0, torch.device("cpu"))
+        super().__init__((Slice(nothing, start=0, first=0, last=1),), frozenset())
         self.layers: dict[int, LayerKv] = {}
-        self.direct: set[int] = set()  # type: ignore[assignment]
-        self.returned: dict[int, torch.Tensor] = {}
+        self.untouched: set[int] = set()
+        self._returned: dict[int, torch.Tensor] = {}
+
+    def reached(self, layer: int, key: torch.Tensor) -> None:
+        if self._returned[layer] is key:
+            self.untouched.add(layer)
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         self.layers[layer_idx] = LayerKv(key.shape[1], key.shape[3], value.shape[1], value.shape[3], key.dtype)
-        self.returned[layer_idx] = key
+        self._returned[layer_idx] = key
         return key, value
 
 

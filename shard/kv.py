@@ -160,6 +160,9 @@ class RaggedCache:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
+    def reached(self, layer: int, key: torch.Tensor) -> None:
+        """Told by attention which keys it was given; only a probe listens."""
+
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,250 @@
+"""Sessions running through a span of layers: ragged batches, steps that are atomic per session, sampling after the last layer.
+
+One thread owns a stage.  A step says where it starts: a stage that holds more truncates, one that holds less answers Gap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from protos.errors import ContextTooLong, Fenced, Gap, InvalidRequest, ShoalError, UnknownSession
+from shard import sampler
+from shard.kv import KvPool, RaggedCache, SessionKv, Slice
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from protos.ids import SessionId
+    from protos.sampling import SamplingParams
+    from shard.batch import Chunk, Step
+    from shard.body import Body
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """What a stage must know of a session before its first step: the log so far and the positions to reserve KV for."""
+
+    session: SessionId
+    epoch: int
+    log: tuple[int, ...]
+    prompt_len: int
+    params: SamplingParams
+    positions: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepResult:
+    """What a step gave: rows [n, H] for the next stage, or after the last one the token at `position`.
+
+    `prompt_logprobs[i]` is log p(log[i + 1] | log[: i + 1]), given once, with the step that ends the prompt.
+    """
+
+    session: SessionId
+    epoch: int
+    position: int
+    rows: torch.Tensor | None = None
+    token: int | None = None
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    prompt_logprobs: tuple[float, ...] | None = None
+
+
+class _Session:
+    __slots__ = ("epoch", "kv", "log", "params", "prompt_len", "prompt_logprobs")
+
+    def __init__(self, request: OpenSession, kv: SessionKv) -> None:
+        self.epoch = request.epoch
+        self.kv = kv
+        self.log = list(request.log)
+        self.params = request.params
+        self.prompt_len = request.prompt_len
+        self.prompt_logprobs: list[float] = []
+
+
+class Stage:
+    """The sessions of one span."""
+
+    def __init__(self, body: Body, kv_bytes_max: int) -> None:
+        self.body = body
+        self.kv = KvPool(body.kv_layers, kv_bytes_max, body.device)
+        text = body.model.config.get_text_config()
+        self.vocab = int(text.vocab_size)
+        self.context = int(text.max_position_embeddings)
+        self._sessions: dict[SessionId, _Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def open(self, request: OpenSession) -> None:
+        """Reserves a session's KV.  Raises Overloaded, InvalidRequest or ContextTooLong, and then nothing is held."""
+        if request.session in self._sessions:
+            raise InvalidRequest(f"session {request.session} is open already")
+        if request.positions > self.context:
+            raise ContextTooLong(f"{request.positions} positions were asked for, the model's context has {self.context}")
+        if not 0 < request.prompt_len <= len(request.log) <= request.positions:
+            raise InvalidRequest(
+                f"a session needs 0 < prompt ({request.prompt_len}) <= log ({len(request.log)}) <= positions ({request.positions})"
+            )
+        self._check_tokens(request.log)
+        self._sessions[request.session] = _Session(request, self.kv.reserve(request.session, request.positions))
+
+    def close(self, session: SessionId) -> None:
+        """Frees a session; closing twice is harmless."""
+        if self._sessions.pop(session, None) is not None:
+            self.kv.release(session)
+
+    def held(self, session: SessionId) -> int:
+        """Positions of a session's KV that are held."""
+        return self._find(session).kv.held
+
+    def session_kv(self, session: SessionId) -> SessionKv:
+        return self._find(session).kv
+
+    def truncate(self, session: SessionId, position: int) -> None:
+        """Forgets KV from `position` on.  Raises Gap when less is held."""
+        kv = self._find(session).kv
+        if position > kv.held:
+            raise Gap(f"session {session} holds {kv.held} positions, truncation to {position} was asked for", held=kv.held)
+        kv.truncate(position)
+
+    def begin(self, step: Step) -> None:
+        """Checks a step against its session and rewinds to its start; must precede the step's chunks.
+
+        Raises UnknownSession, Fenced, Gap or InvalidRequest, and then the session is as before.
+        """
+        session = self._find(step.session)
+        if step.epoch < session.epoch:
+            raise Fenced(f"session {step.session} is at epoch {session.epoch}, the step carries {step.epoch}")
+        if not 0 <= step.start < step.until <= session.kv.positions:
+            raise InvalidRequest(f"positions {step.start} to {step.until} of {session.kv.positions} reserved ones")
+        self._check_input(step)
+        if step.start > session.kv.held:
+            raise Gap(f"session {step.session} holds {session.kv.held} positions, the step starts at {step.start}", held=session.kv.held)
+        if len(session.log) < (step.until if step.tokens is None else step.start):
+            raise InvalidRequest(f"the log of session {step.session} has {len(session.log)} tokens, the step ends at {step.until}")
+        session.epoch = step.epoch
+        session.kv.truncate(step.start)
+        if step.tokens is not None:
+            session.log[step.start :] = step.tokens
+        del session.log[step.until :]
+        del session.prompt_logprobs[step.start :]
+
+    def run(self, chunks: Sequence[Chunk]) -> list[StepResult | ShoalError]:
+        """One forward over the next rows of several sessions; a result (or a session's own error) for each chunk.
+
+        A chunk's KV counts once it has its result.  An exception leaves every session as it was before the call.
+        """
+        sessions = [self._find(chunk.step.session) for chunk in chunks]
+        slices, first = [], 0
+        for chunk, session in zip(chunks, sessions, strict=True):
+            slices.append(Slice(session.kv, chunk.start, first, first + chunk.rows))
+            first += chunk.rows
+        with torch.inference_mode():
+            hidden = self._forward(chunks, slices)
+            results: list[StepResult | ShoalError] = (
+                self._sample(chunks, sessions, slices, hidden) if self.body.is_last else self._hand_on(chunks, slices, hidden)
+            )
+        for chunk, session, result in zip(chunks, sessions, results, strict=True):
+            if isinstance(result, StepResult):
+                session.kv.held = chunk.end
+        return results
+
+    def _forward(self, chunks: Sequence[Chunk], slices: Sequence[Slice]) -> torch.Tensor:
+        device = self.body.device
+        positions = torch.tensor([[at for chunk in chunks for at in range(chunk.start, chunk.end)]], device=device)
+        cache = RaggedCache(slices, self.body.direct)
+        ends = [chunk.step.until for chunk in chunks]
+        if not self.body.is_first:
+            rows = torch.cat([self._rows(chunk) for chunk in chunks]) if len(chunks) > 1 else self._rows(chunks[0])
+            return self.body.forward(None, rows.to(device), positions, cache, ends)
+        ids = [token for chunk in chunks for token in self._tokens(chunk)]
+        return self.body.forward(torch.tensor([ids], device=device), None, positions, cache, ends)
+
+    @staticmethod
+    def _tokens(chunk: Chunk) -> tuple[int, ...]:
+        assert chunk.step.tokens is not None
+        return chunk.step.tokens[chunk.start - chunk.step.start : chunk.end - chunk.step.start]
+
+    @staticmethod
+    def _rows(chunk: Chunk) -> torch.Tensor:
+        assert chunk.step.rows is not None
+        return chunk.step.rows[chunk.start - chunk.step.start : chunk.end - chunk.step.start]
+
+    @staticmethod
+    def _hand_on(chunks: Sequence[Chunk], slices: Sequence[Slice], hidden: torch.Tensor) -> list[StepResult | ShoalError]:
+        return [
+            StepResult(chunk.step.session, chunk.step.epoch, chunk.end, rows=hidden[part.first : part.last])
+            for chunk, part in zip(chunks, slices, strict=True)
+        ]
+
+    def _sample(
+        self, chunks: Sequence[Chunk], sessions: Sequence[_Session], slices: Sequence[Slice], hidden: torch.Tensor
+    ) -> list[StepResult | ShoalError]:
+        final = [part.last - 1 for chunk, part in zip(chunks, slices, strict=True) if chunk.is_final]
+        logits = self.body.head(hidden if len(final) == hidden.shape[0] else hidden[final]) if final else hidden[:0]
+        results: list[StepResult | ShoalError] = []
+        row = 0
+        for chunk, session, part in zip(chunks, sessions, slices, strict=True):
+            self._score_prompt(chunk, session, hidden[part.first : part.last])
+            if not chunk.is_final:
+                results.append(StepResult(chunk.step.session, chunk.step.epoch, chunk.end))
+                continue
+            try:
+                results.append(self._next_token(chunk.step, session, logits[row]))
+            except ShoalError as error:  # this session's alone: the batch goes on
+                results.append(error)
+            row += 1
+        return results
+
+    def _next_token(self, step: Step, session: _Session, logits: torch.Tensor) -> StepResult:
+        found = sampler.sample(logits, session.params, session.log, session.prompt_len, step.allowed)
+        session.log.append(found.token)
+        scores = session.prompt_logprobs
+        complete = session.params.prompt_logprobs and step.until == session.prompt_len
+        return StepResult(
+            step.session,
+            step.epoch,
+            step.until,
+            token=found.token,
+            logprob=found.logprob,
+            top=found.top,
+            prompt_logprobs=tuple(scores) if complete else None,
+        )
+
+    def _score_prompt(self, chunk: Chunk, session: _Session, hidden: torch.Tensor) -> None:
+        """Log-probabilities of the prompt's tokens that follow the chunk's rows, the head in blocks."""
+        if not session.params.prompt_logprobs:
+            return
+        end = min(chunk.end, session.prompt_len - 1)
+        for at in range(chunk.start, end, sampler.block_rows(self.vocab)):
+            stop = min(end, at + sampler.block_rows(self.vocab))
+            logits = self.body.head(hidden[at - chunk.start : stop - chunk.start])
+            targets = torch.tensor(session.log[at + 1 : stop + 1], device=logits.device)
+            session.prompt_logprobs[at:stop] = sampler.prompt_logprobs(logits, targets)
+
+    def _find(self, session: SessionId) -> _Session:
+        try:
+            return self._sessions[session]
+        except KeyError:
+            raise UnknownSession(f"session {session} is not open here") from None
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            if not 0 <= token < self.vocab:
+                raise InvalidRequest(f"token id {token} is not in the vocabulary of {self.vocab}")
+
+    def _check_input(self, step: Step) -> None:
+        count = step.until - step.start
+        if self.body.is_first:
+            if step.tokens is None or step.rows is not None or len(step.tokens) != count:
+                raise InvalidRequest(f"the first stage takes {count} token ids for positions {step.start} to {step.until}")
+            self._check_tokens(step.tokens)
+            return
+        expected = (count, self.body.hidden)
+        if step.rows is None or step.tokens is not None:
+            raise InvalidRequest("a later stage takes rows, not token ids")
+        if tuple(step.rows.shape) != expected or step.rows.dtype != self.body.dtype:
+            raise InvalidRequest(f"rows are {step.rows.dtype} {tuple(step.rows.shape)}, expected {self.body.dtype} {expected}")

@@ -1,0 +1,273 @@
+"""The threads that own torch objects: one for a stage, one for the experts that others call.  Nothing else touches them.
+
+Callers hand in work and get a Future; nothing here calls back into the network, waits in a finaliser, or outlives `shutdown`.
+A cancelled Future frees nobody: a session ends when it is closed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from protos.errors import BrokenInvariant, Overloaded, ShoalError, ShuttingDown
+from shard import batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from protos.ids import SessionId
+    from shard.batch import Chunk, Step
+    from shard.experts import ExpertBank
+    from shard.stage import OpenSession, Stage, StepResult
+
+ROWS_MAX = 256  # rows of one forward: a running answer waits for at most one such batch
+GATHER_S = 0.001  # how long a batch waits for the sessions of the last one: their doors need a moment to feed the next token
+RETRY_AFTER_S = 0.5
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    run: Callable[[], object]
+    future: Future[Any]
+
+
+@dataclass(slots=True, eq=False)
+class _Feed:
+    step: Step
+    at: int
+    future: Future[StepResult]
+    rows: list[torch.Tensor]
+
+
+class _Stop:
+    pass
+
+
+class Worker:
+    """Runs a stage's sessions in one thread.  All methods may be called from any thread."""
+
+    def __init__(self, stage: Stage, *, rows_max: int = ROWS_MAX, sessions_max: int = 64) -> None:
+        self._stage = stage
+        self._rows_max = rows_max
+        self._sessions_max = sessions_max
+        self._inbox: queue.SimpleQueue[_Job | _Feed | _Stop] = queue.SimpleQueue()
+        self._feeds: dict[SessionId, _Feed] = {}  # in order of arrival
+        self._expected: set[SessionId] = set()  # sessions whose next step should be here soon
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._loop, name="shoal-stage", daemon=True)
+        self._thread.start()
+
+    @property
+    def kv_bytes(self) -> tuple[int, int]:
+        """KV bytes reserved, and their limit."""
+        return self._stage.kv.bytes_used, self._stage.kv.bytes_max
+
+    @property
+    def sessions(self) -> int:
+        return len(self._stage)
+
+    def open(self, request: OpenSession) -> Future[None]:
+        """Reserves a session.  Fails with Overloaded (sessions, KV), InvalidRequest or ContextTooLong."""
+        return self._submit(lambda: self._open(request))
+
+    def step(self, step: Step) -> Future[StepResult]:
+        """Feeds a session, one step at a time.  Fails as Stage.begin says, or with what the forward raised."""
+        future: Future[StepResult] = Future()
+        self._put(_Feed(step, step.start, future, []))
+        return future
+
+    def truncate(self, session: SessionId, position: int) -> Future[None]:
+        """Rewinds a session's KV; a step that is under way is given up first."""
+        return self._submit(lambda: self._truncate(session, position))
+
+    def close(self, session: SessionId) -> Future[None]:
+        """Frees a session; a step that is under way fails with UnknownSession."""
+        return self._submit(lambda: self._close(session))
+
+    def call(self, run: Callable[[Stage], Any]) -> Future[Any]:
+        """Runs a function on the stage between two batches (export and import of KV)."""
+        return self._submit(lambda: run(self._stage))
+
+    def shutdown(self) -> None:
+        """Ends the thread after the batch that runs; all that waits fails with ShuttingDown.  May be repeated."""
+        with self._lock:
+            if not self._stopped:
+                self._stopped = True
+                self._inbox.put(_Stop())
+        self._thread.join()
+
+    def _submit(self, run: Callable[[], object]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._put(_Job(run, future))
+        return future
+
+    def _put(self, item: _Job | _Feed) -> None:
+        with self._lock:
+            if not self._stopped:
+                self._inbox.put(item)
+                return
+        item.future.set_exception(ShuttingDown("this node is shutting down"))
+
+    def _loop(self) -> None:
+        while self._take_in():
+            if self._feeds:
+                self._run_batch()
+        for feed in self._feeds.values():
+            _fail(feed.future, ShuttingDown("this node is shutting down"))
+
+    def _take_in(self) -> bool:
+        """Takes what has arrived; waits when there is nothing to do.  False when the worker must stop."""
+        deadline = time.monotonic() + GATHER_S
+        stop = False
+        while True:
+            try:
+                item = self._next_item(deadline)
+            except queue.Empty:
+                self._expected.clear()
+                return not stop
+            if isinstance(item, _Stop):
+                stop = True
+            elif isinstance(item, _Job):
+                _settle(item)
+            else:
+                self._accept(item)
+
+    def _next_item(self, deadline: float) -> _Job | _Feed | _Stop:
+        if not self._feeds and not self._stopped:
+            return self._inbox.get()
+        if self._expected and not self._stopped:
+            return self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
+        return self._inbox.get_nowait()
+
+    def _accept(self, feed: _Feed) -> None:
+        session = feed.step.session
+        self._expected.discard(session)
+        try:
+            if session in self._feeds:
+                raise BrokenInvariant(f"session {session} has a step under way")
+            self._stage.begin(feed.step)
+        except ShoalError as error:
+            _fail(feed.future, error)
+        else:
+            self._feeds[session] = feed
+
+    def _run_batch(self) -> None:
+        chunks = batch.plan([(feed.step, feed.at) for feed in self._feeds.values()], self._rows_max)
+        try:
+            results = self._stage.run(chunks)
+        except Exception as error:  # noqa: BLE001  (whatever a forward raises belongs to the callers, and the thread lives on)
+            results = [_named(error)] * len(chunks)
+        for chunk, result in zip(chunks, results, strict=True):
+            self._deliver(chunk, result)
+
+    def _deliver(self, chunk: Chunk, result: StepResult | ShoalError) -> None:
+        feed = self._feeds[chunk.step.session]
+        feed.at = chunk.end
+        if isinstance(result, ShoalError):
+            del self._feeds[chunk.step.session]
+            _fail(feed.future, result)
+            return
+        if result.rows is not None:
+            feed.rows.append(result.rows)
+        if chunk.is_final:
+            del self._feeds[chunk.step.session]
+            self._expected.add(chunk.step.session)
+            _resolve(feed.future, _joined(result, feed.rows))
+
+    def _open(self, request: OpenSession) -> None:
+        if len(self._stage) >= self._sessions_max:
+            raise Overloaded(f"all {self._sessions_max} sessions of this stage are taken", retry_after_s=RETRY_AFTER_S)
+        self._stage.open(request)
+
+    def _truncate(self, session: SessionId, position: int) -> None:
+        self._give_up(session, "rewound")
+        self._stage.truncate(session, position)
+
+    def _close(self, session: SessionId) -> None:
+        self._expected.discard(session)
+        self._give_up(session, "closed")
+        self._stage.close(session)
+
+    def _give_up(self, session: SessionId, why: str) -> None:
+        feed = self._feeds.pop(session, None)
+        if feed is not None:
+            _fail(feed.future, ShuttingDown(f"session {session} was {why} during a step"))
+
+
+class ExpertWorker:
+    """Answers expert calls of other stages in one thread, in order of arrival, `queue_max` of them waiting at most."""
+
+    def __init__(self, bank: ExpertBank, *, queue_max: int = 256) -> None:
+        self._bank = bank
+        self._queue_max = queue_max
+        self._inbox: queue.SimpleQueue[_Job | _Stop] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._loop, name="shoal-experts", daemon=True)
+        self._thread.start()
+
+    def compute(self, layer: int, hidden: torch.Tensor, row: Sequence[int], expert: Sequence[int]) -> Future[torch.Tensor]:
+        """See ExpertBank.rows.  Fails with Overloaded when the queue is full, UnitMissing, or ShuttingDown."""
+        future: Future[torch.Tensor] = Future()
+        with self._lock:
+            if self._stopped:
+                future.set_exception(ShuttingDown("this node is shutting down"))
+            elif self._inbox.qsize() >= self._queue_max:
+                future.set_exception(Overloaded(f"{self._queue_max} expert calls wait here", retry_after_s=RETRY_AFTER_S))
+            else:
+                self._inbox.put(_Job(lambda: self._bank.rows(layer, hidden, row, expert), future))
+        return future
+
+    def shutdown(self) -> None:
+        """Ends the thread after the calls that wait.  May be repeated."""
+        with self._lock:
+            if not self._stopped:
+                self._stopped = True
+                self._inbox.put(_Stop())
+        self._thread.join()
+
+    def _loop(self) -> None:
+        with torch.inference_mode():
+            while not isinstance(item := self._inbox.get(), _Stop):
+                _settle(item)
+
+
+def _settle(job: _Job) -> None:
+    try:
+        result = job.run()
+    except Exception as error:  # noqa: BLE001  (it belongs to the caller, and the thread lives on)
+        _fail(job.future, _named(error))
+    else:
+        _resolve(job.future, result)
+
+
+def _resolve(future: Future[Any], result: object) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_result(result)
+
+
+def _fail(future: Future[Any], error: ShoalError) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)
+
+
+def _named(error: Exception) -> ShoalError:
+    if isinstance(error, ShoalError):
+        return error
+    named = BrokenInvariant(f"{type(error).__name__} in a forward: {error}")
+    named.__cause__ = error
+    return named
+
+
+def _joined(result: StepResult, rows: list[torch.Tensor]) -> StepResult:
+    if len(rows) <= 1:
+        return result
+    return dataclasses.replace(result, rows=torch.cat(rows))
