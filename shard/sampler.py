@@ -1,13 +1,13 @@
 """The next token of one row of logits: processors, the keyed draw, logprobs.
-Law: equal (logits, parameters, log) give the same token on every machine; processed logits equal transformers' to the bit.
+Law: processed logits equal transformers' to the bit; equal ones give the same token on every machine.
 
 Order, as transformers 5.23 builds it in `generate`: repetition penalty; then, where `generate` puts custom processors,
-presence and frequency penalty and the allowed-token set; then, unless greedy: temperature, top-k, top-p, min-p. Greedy is
-the argmax after the first two groups; of equal logits the lowest token id.
+presence and frequency penalty and the allowed-token set; then, unless greedy: temperature, top-k, top-p, min-p.
+Greedy is the argmax after the first two groups; of equal logits the lowest token id.
 
-Where the processors of transformers are slow, the same result is reached another way: top-p needs the values sorted, but
-not their ids (50 000 logits: 0.1 ms instead of 4). Of logits equal to the smallest that top-p keeps it drops the lowest
-ids first, as a stable sort does; transformers sorts unstably, so which of them it drops depends on the machine.
+Where the processors of transformers are slow, the same result is reached another way: top-p needs the values sorted,
+but not their ids (50 000 logits: 0.1 ms instead of 4). Of logits equal to the smallest that top-p keeps it drops the
+lowest ids first, as a stable sort does; transformers sorts unstably, so which it drops depends on the machine.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ EXP_ZERO_BELOW: Final = -700.0
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """`logprob` and `top` (likeliest first, of equals the lowest id) are of the raw logits; None and empty if not asked."""
+    """`logprob` and `top` (likeliest first, of equals the lowest id) are of the raw logits; None and () unless asked."""
 
     token: int
     logprob: float | None
@@ -254,14 +254,17 @@ def _draw(scores: Row, u: float) -> int:
 def _exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """e**x for x <= 0 within one unit in the last place, with additions, multiplications and rounding only: libraries'
     own exp differ between machines in the last bit, and a resumed answer must not."""
-    clipped = np.maximum(x, EXP_ZERO_BELOW)
-    k = np.rint(clipped * (1 / math.log(2)))
-    r = (clipped - k * LN2_HIGH) - k * LN2_LOW
+    r = np.maximum(x, EXP_ZERO_BELOW)
+    k = np.rint(r * (1 / math.log(2)))
+    r -= k * LN2_HIGH
+    r -= k * LN2_LOW
     y = np.full_like(r, EXP_TAYLOR[0])
     for coefficient in EXP_TAYLOR[1:]:
         y *= r
         y += coefficient
-    return np.where(x < EXP_ZERO_BELOW, 0.0, np.ldexp(y, k.astype(np.int32)))
+    np.ldexp(y, k.astype(np.int32), out=y)
+    y[x < EXP_ZERO_BELOW] = 0.0
+    return y
 
 
 def _log_softmax(row: Row) -> Row:
