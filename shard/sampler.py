@@ -45,10 +45,14 @@ EXP_TAYLOR: Final = tuple(1 / math.factorial(n) for n in range(13, -1, -1))
 EXP_ZERO_BELOW: Final = -700.0
 """Keeps results away from denormals, which some machines flush; no draw of 53 bits can tell e**-700 from 0."""
 
+EXP_BLOCK: Final = 8192
+"""Tokens whose probabilities are computed at once: 64 KiB arrays stay in the cache and in malloc's heap, where larger
+ones are mapped and faulted in anew for each step of the series (50 000 tokens: 0.6 ms instead of 2)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """`logprob` and `top` (likeliest first, of equals the lowest id) are of the raw logits; None and () unless asked."""
+    """`logprob` and `top` (likeliest first, of equals the lowest id) are of the raw logits; None and () if off."""
 
     token: int
     logprob: float | None
@@ -246,8 +250,13 @@ def _keep(row: Row, keep: NDArray[np.bool_]) -> Row:
 def _draw(scores: Row, u: float) -> int:
     """The inverse of the cumulative distribution at u, in float64, over tokens in ascending id order."""
     tokens = np.flatnonzero(scores > -np.inf)
-    logits = scores[tokens].astype(np.float64)
-    cumulative = np.cumsum(_exp(logits - logits.max()))
+    logits = scores[tokens]
+    best = np.float64(logits.max())
+    cumulative = np.empty(len(tokens))
+    for start in range(0, len(tokens), EXP_BLOCK):
+        block = slice(start, start + EXP_BLOCK)
+        cumulative[block] = _exp(logits[block] - best)
+    np.cumsum(cumulative, out=cumulative)
     return int(tokens[np.searchsorted(cumulative, u * cumulative[-1], side="right")])
 
 
