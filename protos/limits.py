@@ -96,29 +96,29 @@ TOP_LOGPROBS_MAX: Final = 20
 
 # --- messages -----------------------------------------------------------------------------------------------------
 
-MESSAGE_HEADROOM_BYTES: Final = 64 * KIB
-"""Of a message that carries a frame: ids, epoch, route."""
-
 INFERENCE_MESSAGE_BYTES_MAX: Final = 16 * MIB
-"""One Generate request: a text prompt, or a million token ids of up to five bytes each."""
+"""A message of a client or to it: LOG_TOKENS_MAX ids of five bytes are 10 MiB, a text of as many tokens about 8 MiB."""
 
-STAGE_MESSAGE_BYTES_MAX: Final = FRAME_BYTES_MAX + 8 * MIB
-"""One Step: a frame, and beside it token ids and an allowed-token bitset; an Open: a log of a million ids."""
+STAGE_MESSAGE_BYTES_MAX: Final = FRAME_BYTES_MAX + 16 * MIB
+"""The largest Step: a frame, and beside it token ids and a bitset of 2 MiB. The largest Open: 10 MiB of log."""
 
 EXPERT_MESSAGE_BYTES_MAX: Final = FRAME_BYTES_MAX + 4 * MIB
-"""One expert call: a frame, unit hashes, and the index of pairs."""
+"""The largest call: a frame, and beside it 1 MiB of pairs and 0.3 MiB of unit hashes."""
 
 ID_CHARS_MAX: Final = 128
-"""Session ids, peer ids and unit hashes in a message."""
+"""Session ids, model ids, peer ids and unit hashes in a message; hashes have 64."""
 
 ADDRESS_CHARS_MAX: Final = 300
 """`host:port`: a DNS name has at most 253 characters."""
 
-ROLE_CHARS_MAX: Final = 64
-"""The role of a chat message."""
+LOG_TOKENS_MAX: Final = 1 << 21
+"""Token ids in one message: prompt and answer so far."""
 
 CHAT_MESSAGES_MAX: Final = 4096
-"""Messages of one chat; the message limit bounds their text."""
+"""Messages of one chat; the limit of the whole message bounds their text."""
+
+ROLE_CHARS_MAX: Final = 64
+"""The role of a chat message."""
 
 STOP_STRINGS_MAX: Final = 16
 """Stop strings of one request; the OpenAI API allows 4."""
@@ -126,17 +126,17 @@ STOP_STRINGS_MAX: Final = 16
 STOP_STRING_CHARS_MAX: Final = 256
 """The door holds back that much text while it looks for one."""
 
-ERROR_MESSAGE_CHARS_MAX: Final = 1024
-"""A typed error's message: it also travels in gRPC trailers, which peers limit to 8 KiB in all."""
-
 ROUTE_STAGES_MAX: Final = LAYERS_MAX
 """A stage has at least one layer."""
 
 STEP_ROWS_MAX: Final = 1 << 14
-"""Rows (positions) in one step; a longer prompt goes in chunks."""
+"""Rows (positions) in one step; a longer feed goes in several."""
 
 PAIRS_MAX: Final = 1 << 17
 """(row, expert) pairs in one expert call: STEP_ROWS_MAX rows with 8 experts each."""
 
 RESUME_KEY_BYTES: Final = 32
 """A session's resume key, and its sha256 that the stages keep."""
+
+ERROR_MESSAGE_CHARS_MAX: Final = 1024
+"""A typed error's message: it also travels in gRPC trailers, of which receivers take 8 KiB in all."""
