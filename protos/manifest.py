@@ -283,6 +283,8 @@ def _check_tensor(unit: UnitName, tensor: TensorEntry) -> None:
         raise InvalidManifest(f"{unit}: {tensor.name}: rank {len(tensor.shape)}; at most {TENSOR_RANK_MAX} is allowed")
     for dim in tensor.shape:
         _whole(f"{unit}: {tensor.name}: shape", dim, 0, TENSOR_DIM_MAX)
+    if tensor.unit is not None:
+        _spelled(f"{unit}: {tensor.name}: unit", tensor.unit, _NAME, NAME_CHARS_MAX)
 
 
 def _check_references(manifest: Manifest) -> None:
@@ -291,7 +293,7 @@ def _check_references(manifest: Manifest) -> None:
         for tensor in entry.tensors:
             if tensor.unit is not None and owned.get((tensor.unit, tensor.name)) != (tensor.dtype, tensor.shape):
                 raise InvalidManifest(
-                    f"{entry.name}: {tensor.name} refers to unit {tensor.unit!r:.80}, which holds no such tensor of"
+                    f"{entry.name}: {tensor.name} refers to unit {tensor.unit!r}, which holds no such tensor of"
                     f" {tensor.dtype} {tensor.shape}"
                 )
 

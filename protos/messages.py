@@ -98,7 +98,7 @@ def check_open(request: OpenRequest) -> None:
     log_tokens = len(request.prompt_ids) + len(request.generated_ids)
     if log_tokens > LOG_TOKENS_MAX or log_tokens > request.positions:
         raise InvalidRequest(
-            f"a log of {log_tokens} tokens for {request.positions} positions; the positions must hold the log, and it has"
+            f"a log of {log_tokens} tokens for {request.positions} positions; it must fit them, and may have"
             f" at most {LOG_TOKENS_MAX} tokens"
         )
     _exactly("resume_key_sha256", request.resume_key_sha256, RESUME_KEY_BYTES)
