@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from protos.errors import BrokenInvariant, FrameTooLarge, InvalidFrame
-from protos.limits import FRAME_RANK_MAX
+from protos.limits import FRAME_BYTES_MAX, FRAME_RANK_MAX
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -52,6 +52,8 @@ def encode(dtype: str, shape: Sequence[int], data: Buffer) -> bytes:
     size = memoryview(data).nbytes
     if size != math.prod(shape) * ITEM_BYTES[dtype]:
         raise BrokenInvariant(f"a frame of {dtype} {tuple(shape)} from {size} bytes of data")
+    if _HEADER.size + len(shape) * _DIM_BYTES + size > FRAME_BYTES_MAX:
+        raise BrokenInvariant(f"a frame of {dtype} {tuple(shape)}: above {FRAME_BYTES_MAX} bytes; split it by rows")
     header = _HEADER.pack(_MAGIC, _VERSION, code, len(shape), 0, size)
     return b"".join((header, struct.pack(f"<{len(shape)}Q", *shape), data))
 

@@ -133,6 +133,8 @@ def test_the_largest_frame_of_the_protocol_is_accepted_and_one_more_byte_is_not(
     assert decode(data, bytes_max=FRAME_BYTES_MAX).shape == (rows, 1)
     with pytest.raises(FrameTooLarge):
         decode(data + b"\0", bytes_max=FRAME_BYTES_MAX)
+    with pytest.raises(BrokenInvariant, match="split it by rows"):
+        encode("float32", (rows + 1, 1), bytes((rows + 1) * 4))
 
 
 def test_a_shape_above_the_limit_is_too_large_though_its_bytes_are_not_there():
