@@ -1,0 +1,229 @@
+"""The store of a node: manifests by model id, unit files by the hash of their bytes.
+
+Law: a file appears under its name whole or not at all; no byte of a unit is used before its sha256 was compared with
+the manifest's.  The layout: models/<model id>.json, units/<first two digits>/<sha256>.safetensors, partial/ for what is
+being written.  Hashes are computed on what read() gives, since pages of a mapping would count as this process's memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import threading
+from typing import TYPE_CHECKING, Final
+
+import psutil
+import torch
+
+from protos import units
+from protos.errors import InvalidManifest, InvalidRequest, StoreFull, UnitMismatch, UnitMissing
+from protos.ids import ModelId, UnitHash
+from protos.limits import MANIFEST_BYTES_MAX
+from protos.manifest import Manifest, TensorEntry, UnitEntry
+from shard.unit_file import DamagedFileError, chunks, mapped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from protos.ids import UnitName
+
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_MANIFEST_FILE = re.compile(r"[0-9a-f]{64}\.json")
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+_PREFIX = re.compile(r"[0-9a-f]{1,64}")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A manifest's spelling of a dtype: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+class UnitStore:
+    """One directory, made on first writing.  Safe to use from several threads and processes at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._verified: set[tuple[str, int, int, int]] = set()
+        self._lock = threading.Lock()
+
+    def models(self) -> list[ModelId]:
+        """The ids of the models whose manifest is here, sorted."""
+        folder = self.root / "models"
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        return [ModelId(name.removesuffix(".json")) for name in names if _MANIFEST_FILE.fullmatch(name)]
+
+    def manifest(self, prefix: str | None = None) -> Manifest:
+        """The manifest whose id begins with `prefix`, or the only one.
+
+        Raises UnitMissing (none), InvalidRequest (several, or no id), InvalidManifest (damaged, or another model's).
+        """
+        path = self.root / "models" / f"{self._choose(prefix)}.json"
+        if path.stat().st_size > MANIFEST_BYTES_MAX:
+            raise InvalidManifest(f"{path} has {path.stat().st_size} bytes; at most {MANIFEST_BYTES_MAX} are allowed")
+        try:
+            manifest = Manifest.from_bytes(path.read_bytes())
+        except InvalidManifest as error:
+            raise InvalidManifest(f"{path}: {error}; remove it and pack or fetch the model again") from error
+        if manifest.model_id != path.stem:
+            raise InvalidManifest(f"{path} is the manifest of another model, {manifest.model_id}; remove or rename it")
+        return manifest
+
+    def _choose(self, prefix: str | None) -> ModelId:
+        if prefix is not None and not _PREFIX.fullmatch(prefix):
+            raise InvalidRequest(f"{prefix!r:.80} is no model id: give its first hex digits")
+        models = self.models()
+        found = [model for model in models if model.startswith(prefix or "")]
+        if not models:
+            raise UnitMissing(f"the store {self.root} holds no model; pack one with: shoal pack CHECKPOINT {self.root}")
+        if not found:
+            raise UnitMissing(f"no model in {self.root} begins with {prefix}; it holds {_short(models)}")
+        if len(found) > 1:
+            raise InvalidRequest(f"{len(found)} models in {self.root} fit: {_short(found)}; give more digits of one id")
+        return found[0]
+
+    def path(self, entry: UnitEntry) -> Path:
+        return self.root / "units" / entry.sha256[:2] / f"{entry.sha256}.safetensors"
+
+    def holds(self, entry: UnitEntry) -> bool:
+        """True if the unit's file is here with the right size; its bytes are compared when they are used."""
+        path = self.path(entry)
+        return path.is_file() and path.stat().st_size == entry.size
+
+    def verify(self, entry: UnitEntry) -> None:
+        """Compares the file's sha256 with the manifest's, once per process unless the file changes.
+
+        Raises UnitMissing, UnitMismatch.
+        """
+        path = self.path(entry)
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                seen = (entry.sha256, status.st_ino, status.st_size, status.st_mtime_ns)
+                if self._is_verified(seen):
+                    return
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError as error:
+            raise UnitMissing(f"unit {entry.name} ({entry.sha256}) is not in {self.root}; pack or fetch it") from error
+        if found != entry.sha256 or status.st_size != entry.size:
+            raise UnitMismatch(
+                f"unit {entry.name} in {path} has sha256 {found} and {status.st_size} bytes, the manifest says"
+                f" {entry.sha256} and {entry.size}: it is damaged; remove the file and pack or fetch it again"
+            )
+        with self._lock:
+            self._verified.add(seen)
+
+    def _is_verified(self, seen: tuple[str, int, int, int]) -> bool:
+        with self._lock:
+            return seen in self._verified
+
+    def tensors(
+        self, manifest: Manifest, name: UnitName, device: torch.device | str = "cpu"
+    ) -> dict[str, torch.Tensor]:
+        """A unit's tensors by name, those that it lists from another unit included; on the CPU mapped, without a copy.
+
+        Raises UnitMissing, UnitMismatch, InvalidManifest (the file's tensors are not the manifest's).
+        """
+        entry = manifest.unit(name)
+        found = self._mapped(entry)
+        for other in {tensor.unit for tensor in entry.tensors if tensor.unit is not None}:
+            owner = self._mapped(manifest.unit(other))
+            found |= {tensor.name: owner[tensor.name] for tensor in entry.tensors if tensor.unit == other}
+        return {key: tensor.to(device) for key, tensor in found.items()}
+
+    def text(self, manifest: Manifest) -> dict[str, bytes]:
+        """The files of the text unit (config.json, tokenizer.json, ...) by name.  Raises as tensors() does."""
+        return {name: tensor.numpy().tobytes() for name, tensor in self._mapped(manifest.unit(units.TEXT)).items()}
+
+    def _mapped(self, entry: UnitEntry) -> dict[str, torch.Tensor]:
+        self.verify(entry)
+        try:
+            tensors = mapped(self.path(entry))
+        except DamagedFileError as error:
+            raise InvalidManifest(f"unit {entry.name} ({entry.sha256}) is no unit file: {error}") from error
+        own = tuple(tensor for tensor in entry.tensors if tensor.unit is None)
+        if entry.name == units.TEXT:
+            if not all(_is_file(name, tensor) for name, tensor in tensors.items()):
+                raise InvalidManifest(f"the text unit {entry.sha256} holds something else than plainly named files")
+        elif own != tensor_entries(tensors):
+            raise InvalidManifest(f"unit {entry.name} ({entry.sha256}) holds other tensors than the manifest lists")
+        return tensors
+
+    def add_unit(self, name: UnitName, tensors: Mapping[str, torch.Tensor]) -> UnitEntry:
+        """Writes a unit in canonical bytes, unless it is here.  Raises StoreFull; then nothing of it remains."""
+        digest = hashlib.sha256()
+        size = 0
+        for chunk in chunks(tensors):
+            digest.update(chunk)
+            size += chunk.nbytes
+        listed = () if name == units.TEXT else tensor_entries(tensors)
+        entry = UnitEntry(name, UnitHash(digest.hexdigest()), size, listed)
+        if not self.holds(entry):
+            self._write(self.path(entry), chunks(tensors))
+        return entry
+
+    def add_manifest(self, manifest: Manifest) -> None:
+        """Writes the manifest; its units come before it.  Raises StoreFull."""
+        self._write(self.root / "models" / f"{manifest.model_id}.json", [memoryview(manifest.to_bytes())])
+
+    def _write(self, path: Path, pieces: Iterable[memoryview]) -> None:
+        partial = self.root / "partial" / f"{os.getpid()}.{secrets.token_hex(8)}"
+        with self.room(), contextlib.ExitStack() as stack:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.callback(partial.unlink, missing_ok=True)
+            with partial.open("xb") as file:
+                for piece in pieces:
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            _sync_folder(path.parent)
+
+    def remove_leftovers(self) -> None:
+        """Removes what processes that are gone had begun to write."""
+        folder = self.root / "partial"
+        for path in folder.iterdir() if folder.is_dir() else ():
+            owner = path.name.partition(".")[0]
+            if owner.isdigit() and not psutil.pid_exists(int(owner)):
+                path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def room(self) -> Iterator[None]:
+        """Turns a full disk into StoreFull."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise StoreFull(
+                f"the disk of the store {self.root} is full; finished units are kept: free some space and run it again"
+            ) from error
+
+
+def tensor_entries(tensors: Mapping[str, torch.Tensor]) -> tuple[TensorEntry, ...]:
+    """A manifest's list of a unit's own tensors, by ascending name."""
+    return tuple(
+        TensorEntry(name, dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in sorted(tensors.items())
+    )
+
+
+def _is_file(name: str, tensor: torch.Tensor) -> bool:
+    """Names are checked since somebody may write the files to a folder."""
+    return _FILE.fullmatch(name) is not None and tensor.dtype == torch.uint8 and tensor.dim() == 1
+
+
+def _short(models: list[ModelId]) -> str:
+    return ", ".join(model[:12] for model in models)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
