@@ -34,7 +34,7 @@ NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_
 """transformers' SPECIAL_TOKENS_ATTRIBUTES: special, and known to chat templates by these names."""
 
 EXTRA_TOKENS: Final = ("extra_special_tokens", "additional_special_tokens")
-"""Lists of further special tokens, under transformers' new name and the old one."""
+"""Further special tokens, a list or named ones, under transformers' new name and the old one."""
 
 SAMPLING_DEFAULTS: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """What of generation_config.json the sampler knows."""
@@ -106,7 +106,7 @@ class Text:
         return ids
 
     def _rendered(self, template: jinja2.Template, messages: Sequence[tuple[str, str]]) -> str:
-        named = {name: _content(self._config[name]) for name in NAMED_TOKENS if self._config.get(name) is not None}
+        named = {name: _content(token) for name, token in _named_tokens(self._config).items()}
         turns = [{"role": role, "content": content} for role, content in messages]
         try:
             return template.render(messages=turns, tools=None, documents=None, add_generation_prompt=True, **named)
@@ -251,22 +251,37 @@ def _tokenizer(files: Mapping[str, bytes], config: dict[str, Any]) -> Tokenizer 
 
 
 def _add_special_tokens(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
-    """As TokenizersBackend.__init__ and _post_init of transformers 5.23: listed tokens first, by id; then the named."""
-    known = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    """As TokenizersBackend.__init__ of transformers 5.23: listed tokens by id, then special ones that are new."""
+    old = tokenizer.get_added_tokens_decoder().values()
     listed = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
-    tokens = [AddedToken(**fields) for _, fields in listed]
-    tokenizer.add_tokens([token for token in tokens if repr(token) not in known])
-    by_content = {token.content: token for token in tokens}
-    extra: Any = next((config[name] for name in EXTRA_TOKENS if config.get(name)), [])
-    named = [config.get(name) for name in NAMED_TOKENS] + list(extra.values() if isinstance(extra, dict) else extra)
-    contents = [_content(token) for token in named if token is not None]
-    tokenizer.add_special_tokens(
-        [by_content.get(content, AddedToken(content, special=True, normalized=False)) for content in contents]
-    )
+    added = [token for token in (AddedToken(**fields) for _, fields in listed) if repr(token) not in map(repr, old)]
+    known = {token.content for token in (*old, *added)}
+    special = [*_named_tokens(config).values(), *_extra_tokens(config)]
+    tokenizer.add_tokens(added + [_special_token(token) for token in special if _content(token) not in known])
+
+
+def _named_tokens(config: dict[str, Any]) -> dict[str, Any]:
+    """Name -> a string, or an object with `content`: what templates know by name. Models may have their own."""
+    own = [name for name in config if name.endswith("_token") and name not in NAMED_TOKENS]
+    named = {name: config[name] for name in (*NAMED_TOKENS, *own) if isinstance(config.get(name), str | dict)}
+    return named | (extra if isinstance(extra := _extra(config), dict) else {})
+
+
+def _extra_tokens(config: dict[str, Any]) -> list[Any]:
+    return extra if isinstance(extra := _extra(config), list) else []
+
+
+def _extra(config: dict[str, Any]) -> Any:
+    return next((config[name] for name in EXTRA_TOKENS if config.get(name)), None)
+
+
+def _special_token(token: str | dict[str, Any]) -> AddedToken:
+    fields = {"content": token} if isinstance(token, str) else token
+    return AddedToken(**{name: value for name, value in fields.items() if name != "__type"} | {"special": True})
 
 
 def _special(tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that leave no text. Asked of the decoder: a token added anew as special keeps its old flag."""
+    """Tokens that leave no text, asked of the decoder itself."""
     return frozenset(
         token
         for token in tokenizer.get_added_tokens_decoder()
