@@ -1,0 +1,135 @@
+"""The node's configuration: flags over environment (SHOAL_*) over a TOML file over defaults.
+
+Law: a wrong value is one line that names the field, the value and the range, before anything is loaded or bound.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import ByteSize, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from protos.errors import InvalidRequest
+
+FILE_NAME = "shoal.toml"
+
+
+class Config(BaseSettings):
+    """Every field may stand in shoal.toml by its name, or in the environment as SHOAL_<NAME>."""
+
+    model_config = SettingsConfigDict(env_prefix="SHOAL_", frozen=True, extra="forbid", validate_default=True)
+
+    store: Path = Field(
+        default_factory=lambda: platformdirs.user_data_path("shoal"),
+        description="Folder with packed models: units by their hash, and manifests.",
+    )
+    model: str = Field(
+        default="",
+        max_length=64,
+        description="Model id, or a unique beginning of one. Empty: the only model in the store.",
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        max_length=255,
+        description="Address to listen on. There is no encryption yet: anything beyond loopback is readable by others.",
+    )
+    port: int = Field(default=7645, ge=0, le=65535, description="TCP port, 0 to 65535. 0: any free one.")
+    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, cuda, cuda:N, or mps.")
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="Threads of one computation, 0 to 1024. 0: one for each core."
+    )
+    memory_limit: ByteSize | None = Field(
+        default=None,
+        gt=0,
+        description="Bytes for weights and KV together, such as 4GiB or 512MB. A model that does not fit is refused. "
+        "Unset: no limit but the machine's.",
+    )
+    kv_limit: ByteSize | None = Field(
+        default=None,
+        gt=0,
+        description="Bytes for KV, such as 1GiB; the memory of all running answers. "
+        "Unset: what memory_limit leaves, or a quarter of the memory that is free at the start.",
+    )
+    sessions_max: int = Field(default=8, ge=1, le=256, description="Answers computed at once, 1 to 256.")
+    queue_max: int = Field(
+        default=16, ge=0, le=1024, description="Answers that wait for a place, 0 to 1024; what exceeds it is refused."
+    )
+    queue_wait_s: float = Field(
+        default=60.0, gt=0, le=3600, description="Seconds after which a waiting answer is refused, up to 3600."
+    )
+    step_deadline_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="Seconds that one token, or 256 tokens of a prompt, may take before the answer fails, up to 3600.",
+    )
+    client_wait_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="Seconds that a client may not read before its answer is given up, up to 3600.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug, info, warning or error."
+    )
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="console: for people. json: one object a line."
+    )
+
+
+def load(flags: dict[str, Any] | None = None, file: Path | None = None) -> Config:
+    """The configuration.  A flag that is None is not set.  Raises InvalidRequest with one line for what is wrong."""
+    path = _find(file)
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    try:
+        return _layered(path)(**given)
+    except ValidationError as error:
+        raise InvalidRequest(_explain(error, path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InvalidRequest(f"the configuration file {path} cannot be read: {error}") from None
+
+
+def _layered(path: Path | None) -> type[Config]:
+    class Layered(Config):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=path)
+
+    return Layered
+
+
+def _find(file: Path | None) -> Path | None:
+    """The file named by the flag or SHOAL_CONFIG, which must exist; else ./shoal.toml or the user's, if any."""
+    named = file or (Path(os.environ["SHOAL_CONFIG"]) if os.environ.get("SHOAL_CONFIG") else None)
+    if named is not None:
+        if not named.is_file():
+            raise InvalidRequest(f"there is no configuration file {named}")
+        return named
+    usual = (Path(FILE_NAME), platformdirs.user_config_path("shoal") / FILE_NAME)
+    return next((path for path in usual if path.is_file()), None)
+
+
+def _explain(error: ValidationError, path: Path | None) -> str:
+    lines = [_explain_field(".".join(map(str, detail["loc"])), detail) for detail in error.errors()]
+    where = f" (flags, SHOAL_* or {path})" if path else " (flags or SHOAL_*)"
+    return "; ".join(lines) + where
+
+
+def _explain_field(name: str, detail: Any) -> str:
+    field = Config.model_fields.get(name)
+    if field is None:
+        return f"{name} is no setting; there are {', '.join(Config.model_fields)}"
+    return f"{name} is {detail['input']!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}. {name}: {field.description}"

@@ -1,0 +1,46 @@
+"""Structured logs on stderr: for people, or one JSON object a line.
+
+Law: no prompt, no answer and no token id is ever logged; what is, has a name and a unit.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Literal
+
+import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger, Processor
+
+
+def configure(level: str = "info", form: Literal["console", "json"] = "console") -> None:
+    """Sets up logging for the process; may be called again."""
+    structlog.configure(
+        processors=[*_processors(), _renderer(form)],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def get(room: str) -> FilteringBoundLogger:
+    """A logger that names the part of the node that speaks."""
+    logger: FilteringBoundLogger = structlog.get_logger(room=room)
+    return logger
+
+
+def _processors() -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+
+
+def _renderer(form: str) -> Processor:
+    if form == "console":
+        return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    return structlog.processors.JSONRenderer()

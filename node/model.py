@@ -1,0 +1,133 @@
+"""The model that a node serves: loaded from its store, held whole, and computed by one worker.
+
+Law: what does not fit is refused before a weight is read, and says how much would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import psutil
+import torch
+
+from node.text import Text
+from protos import units
+from protos.errors import InvalidRequest, OutOfMemory
+from shard.body import Body, parse_config
+from shard.experts import ExpertBank
+from shard.stage import Stage
+from shard.weights import UnitStore
+from shard.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from node.config import Config
+    from protos.ids import UnitName
+    from protos.manifest import Manifest
+
+    Progress = Callable[[str, int, int], None]
+
+_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Of the memory that is free when a node starts, if nobody says how much KV may take.
+_KV_SHARE: Final = 0.25
+# Where a container's own limit stands (cgroup v2): psutil sees only the machine's.
+_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    manifest: Manifest
+    text: Text
+    worker: Worker
+
+
+def load(config: Config, progress: Progress) -> Model:
+    """Blocks for as long as it takes to check and map the weights; `progress` hears (what, bytes done, bytes in all).
+
+    Raises UnitMissing, UnitMismatch, InvalidManifest, OutOfMemory, InvalidRequest (a device that is not there).
+    """
+    store = UnitStore(config.store)
+    manifest = store.manifest(config.model or None)
+    kv_bytes_max = _kv_bytes_max(config, manifest)
+    device = _device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    files = store.text(manifest)
+    loading = _Loading(store, manifest, device, progress)
+    bank = ExpertBank()
+    body = Body(
+        parse_config(files["config.json"]),
+        _DTYPES[manifest.dtype],
+        range(manifest.layers),
+        loading.tensors,
+        bank,
+        device,
+    )
+    for layer, (_, module) in body.anatomy.experts.items():
+        bank.add_layer(layer, module)
+        for expert in range(manifest.experts[layer]):
+            bank.add(layer, expert, loading.tensors(units.expert(layer, expert)))
+    worker = Worker(Stage(body, kv_bytes_max), sessions_max=config.sessions_max)
+    return Model(manifest, Text(files), worker)
+
+
+class _Loading:
+    """Reads units and tells how far it is."""
+
+    def __init__(self, store: UnitStore, manifest: Manifest, device: torch.device, progress: Progress) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._device = device
+        self._progress = progress
+        self._done = 0
+        self._total = weights_bytes(manifest)
+
+    def tensors(self, name: UnitName) -> dict[str, torch.Tensor]:
+        tensors = self._store.tensors(self._manifest, name, self._device)
+        self._done += self._manifest.unit(name).size
+        self._progress("checking and loading weights", self._done, self._total)
+        return tensors
+
+
+def weights_bytes(manifest: Manifest) -> int:
+    """What all units but text take on disk, which is what they take in memory."""
+    return manifest.size(entry.name for entry in manifest.units if entry.name != units.TEXT)
+
+
+def _kv_bytes_max(config: Config, manifest: Manifest) -> int:
+    weights = weights_bytes(manifest)
+    if config.memory_limit is None:
+        return config.kv_limit or int(_free_bytes() * _KV_SHARE)
+    needed = weights + (config.kv_limit or 0)
+    if config.memory_limit <= weights or config.memory_limit < needed:
+        kv = f" and {mib(config.kv_limit)} for KV (kv_limit)" if config.kv_limit else ", and some for KV"
+        raise OutOfMemory(
+            f"model {manifest.model_id[:12]} needs {mib(weights)} for its weights{kv}, but memory_limit is "
+            f"{mib(config.memory_limit)}: raise it, or serve a smaller model"
+        )
+    return config.kv_limit or config.memory_limit - weights
+
+
+def mib(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / (1 << 30):.2f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.1f} MiB"
+
+
+def _free_bytes() -> int:
+    free = psutil.virtual_memory().available
+    try:
+        limit = _CGROUP_LIMIT.read_text().strip()
+    except OSError:
+        return free
+    return min(free, int(limit)) if limit.isdigit() else free
+
+
+def _device(name: str) -> torch.device:
+    device = torch.device(name)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device.type]
+    if not there or (device.index or 0) >= max(1, torch.cuda.device_count()):
+        raise InvalidRequest(f"this machine has no device {name} that torch can use; try --device cpu")
+    return device

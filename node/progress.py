@@ -1,0 +1,65 @@
+"""Progress of what takes long: a bar on a terminal, a line a phase elsewhere.  Always on stderr.
+
+Law: nothing is shown for what ends within SHOWN_AFTER_S, and a bar never outlives its block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from node import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.progress import Progress, TaskID
+
+    Report = Callable[[str, int, int], None]
+
+SHOWN_AFTER_S = 0.3
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[Report]:
+    """A function to call with (what, done, total) as the work goes on; from one thread at a time."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    with contextlib.ExitStack() as stack:
+        yield _Bars(stack)
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._phase = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._phase:
+            self._phase = what
+            log.get("progress").info(what)
+
+
+class _Bars:
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self._since = time.monotonic()
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self._progress is None and time.monotonic() - self._since < SHOWN_AFTER_S:
+            return
+        progress = self._progress = self._progress or self._begin()
+        if what not in self._tasks:
+            self._tasks[what] = progress.add_task(what, total=total)
+        progress.update(self._tasks[what], completed=done, total=total)
+
+    def _begin(self) -> Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        return self._stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))

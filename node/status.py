@@ -1,0 +1,135 @@
+"""Errors to and from gRPC status and exit codes: the one table.  (In a stream they travel as protos.messages.failed.)
+
+Law: an error crosses the wire by its `code`; whoever receives it raises the same class.  A code that this version does
+not know becomes its family, by the gRPC status beside it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+
+from protos.errors import (
+    DeadlineExceeded,
+    Gap,
+    LocalError,
+    Overloaded,
+    PeerLost,
+    RemoteError,
+    ShoalError,
+    Unavailable,
+    by_code,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CODE_KEY = "shoal-code"
+RETRY_AFTER_KEY = "shoal-retry-after-s"
+HELD_KEY = "shoal-held"
+
+EXIT_OK = 0
+EXIT_LOCAL = 1
+EXIT_REMOTE = 2
+EXIT_UNAVAILABLE = 3
+EXIT_INTERRUPTED = 130
+
+# A class that is not listed has its parent's status.
+STATUS: dict[str, grpc.StatusCode] = {
+    "local_error": grpc.StatusCode.INTERNAL,
+    "remote_error": grpc.StatusCode.INVALID_ARGUMENT,
+    "wrong_model": grpc.StatusCode.NOT_FOUND,
+    "unit_mismatch": grpc.StatusCode.DATA_LOSS,
+    "unsupported_model": grpc.StatusCode.UNIMPLEMENTED,
+    "context_too_long": grpc.StatusCode.OUT_OF_RANGE,
+    "unknown_session": grpc.StatusCode.NOT_FOUND,
+    "fenced": grpc.StatusCode.ABORTED,
+    "gap": grpc.StatusCode.FAILED_PRECONDITION,
+    "non_finite": grpc.StatusCode.DATA_LOSS,
+    "unavailable": grpc.StatusCode.UNAVAILABLE,
+    "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "out_of_memory": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "store_full": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+# What gRPC itself says, when no code of ours came with it.
+_FOREIGN: dict[grpc.StatusCode, type[ShoalError]] = {
+    grpc.StatusCode.UNAVAILABLE: PeerLost,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.CANCELLED: Unavailable,
+    grpc.StatusCode.ABORTED: Unavailable,
+    grpc.StatusCode.INVALID_ARGUMENT: RemoteError,
+    grpc.StatusCode.NOT_FOUND: RemoteError,
+    grpc.StatusCode.UNIMPLEMENTED: RemoteError,
+    grpc.StatusCode.OUT_OF_RANGE: RemoteError,
+    grpc.StatusCode.FAILED_PRECONDITION: RemoteError,
+    grpc.StatusCode.PERMISSION_DENIED: RemoteError,
+    grpc.StatusCode.UNAUTHENTICATED: RemoteError,
+    grpc.StatusCode.DATA_LOSS: RemoteError,
+}
+
+
+def status_of(error: ShoalError) -> grpc.StatusCode:
+    """The gRPC status of an error: its own, or its nearest parent's."""
+    for ancestor in type(error).__mro__:
+        if issubclass(ancestor, ShoalError) and ancestor is not ShoalError and ancestor.code in STATUS:
+            return STATUS[ancestor.code]
+    return grpc.StatusCode.INTERNAL
+
+
+def exit_code(error: ShoalError) -> int:
+    """What a command that ended with this error gives to the shell."""
+    if isinstance(error, RemoteError):
+        return EXIT_REMOTE
+    return EXIT_UNAVAILABLE if isinstance(error, Unavailable) else EXIT_LOCAL
+
+
+def metadata_of(error: ShoalError) -> tuple[tuple[str, str], ...]:
+    """The trailing metadata that carries what a status cannot."""
+    pairs = [(CODE_KEY, error.code)]
+    if error.retry_after_s is not None:
+        pairs.append((RETRY_AFTER_KEY, f"{error.retry_after_s:.3f}"))
+    if isinstance(error, Gap):
+        pairs.append((HELD_KEY, str(error.held)))
+    return tuple(pairs)
+
+
+def from_rpc(error: grpc.RpcError, address: str) -> ShoalError:
+    """The error behind a failed call to `address`."""
+    if not isinstance(error, grpc.Call):
+        return LocalError(f"the call to {address} failed: {error}")
+    sent = _texts(error.trailing_metadata() or ())
+    details = error.details() or ""
+    kind = by_code.get(sent.get(CODE_KEY, ""))
+    if kind is not None:
+        return _build(kind, details, _number(sent.get(RETRY_AFTER_KEY)), int(_number(sent.get(HELD_KEY)) or 0))
+    return _foreign(error.code(), details, address)
+
+
+def _foreign(status: grpc.StatusCode, details: str, address: str) -> ShoalError:
+    kind = _FOREIGN.get(status, LocalError)
+    if kind is PeerLost:
+        return PeerLost(f"the node at {address} cannot be reached, or is gone: {details}")
+    if kind is Overloaded:
+        return Overloaded(f"the node at {address} takes no more calls now: {details}", retry_after_s=1.0)
+    return kind(f"the call to {address} failed ({status.name}): {details}")
+
+
+def _build(kind: type[ShoalError], message: str, retry_after_s: float | None, held: int) -> ShoalError:
+    if issubclass(kind, Gap):
+        return kind(message, held=held, retry_after_s=retry_after_s)
+    return kind(message, retry_after_s=retry_after_s)
+
+
+def _texts(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:
+    return {key: value for key, value in metadata if isinstance(value, str)}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
