@@ -13,7 +13,7 @@ TIB: Final = 1 << 40
 # --- manifest -----------------------------------------------------------------------------------------------------
 
 MANIFEST_BYTES_MAX: Final = 64 * MIB
-"""A model of 384 experts in each of 60 layers, two tensors an expert, needs 10 MiB."""
+"""A model of 384 experts in each of 60 layers, two tensors an expert, needs 6 MiB."""
 
 MANIFEST_UNITS_MAX: Final = 1 << 17
 """The same model has 23 000 units; each costs about 1 KiB once parsed."""
