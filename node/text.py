@@ -160,14 +160,11 @@ class Detokenizer:
         return self._tokenizer.decode(self._window, skip_special_tokens=True)
 
     def _forget(self, text: str) -> None:
-        """Keeps the last tokens only, if alone they decode to the end of the text: not so from inside a character."""
-        if len(self._window) < WINDOW_TOKENS_MAX:
-            return
-        kept = self._tokenizer.decode(self._window[-WINDOW_TOKENS_KEPT:], skip_special_tokens=True)
-        held_back = len(text) - self._emitted
-        if len(kept) > held_back and text.endswith(kept):
+        """Keeps the last tokens only. That they may begin inside a character does not change how their text goes on."""
+        if len(self._window) >= WINDOW_TOKENS_MAX:
+            held_back = len(text) - self._emitted
             del self._window[:-WINDOW_TOKENS_KEPT]
-            self._emitted = len(kept) - held_back
+            self._emitted = len(self._decoded()) - held_back
 
 
 class StopStrings:

@@ -254,7 +254,7 @@ TEMPLATES = {
     "chatml": CHATML,
     "trimmed blocks": "\n  {% for m in messages %}\n    {{ m.role }}: {{ m.content | trim }}\n  {% endfor %}\n",
     "tojson": "{% for m in messages %}{{ m | tojson }}{{ m | tojson(indent=2) }}{% endfor %}",
-    "named tokens": "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token }}{{ own_token }}|{{ messages[-1].content }}",
+    "named tokens": "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token }}{{ own_token }}|",
     "loop controls": "{% for m in messages %}{% if m.role == 'assistant' %}{% continue %}{% endif %}{{ m.content }}"
     "{% break %}{% endfor %}",
     "generation marks": "{% set x = 1 %}{% for m in messages %}{% generation %}{% set x = 2 %}{{ m.content }}"
@@ -418,6 +418,7 @@ def test_an_unfinished_character_at_the_end_is_flushed_as_a_replacement() -> Non
 
 @pytest.mark.parametrize("name", ["byte_level", "byte_fallback", "metaspace", "undecoded"])
 def test_a_long_answer_is_not_decoded_again_and_again(name: str) -> None:
+    """Only a run of byte tokens makes the window longer than its limit."""
     text, tokenizer = TEXT[name], TOKENIZER[name]
     ids = [token for token in tokenizer.encode("a bc 群 é 🐟 fish turn " * 200).ids if token]
     detokenizer, longest, emitted = text.detokenizer(), 0, ""

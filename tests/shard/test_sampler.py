@@ -110,6 +110,12 @@ def test_top_p_drops_the_lowest_ids_of_equal_logits_as_a_stable_sort_does(p: flo
     assert_bits_equal(processed(logits, params(top_p=p), LOG, PROMPT_LEN), logits.masked_fill(dropped, -torch.inf))
 
 
+@pytest.mark.parametrize("p", [0.25, 0.5, 0.75])
+def test_top_p_drops_probabilities_that_add_up_to_exactly_the_rest(p: float) -> None:
+    logits = torch.zeros(4)
+    assert_bits_equal(processed(logits, params(top_p=p), [], 0), transformers_processed(logits, params(top_p=p), [0]))
+
+
 def test_logits_of_minus_infinity_stay_and_are_never_chosen() -> None:
     logits = row()
     logits[::2] = -torch.inf
@@ -270,6 +276,7 @@ def test_the_draw_inverts_the_cumulative_distribution_in_id_order() -> None:
     scores = np.log(np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32))
     edges = {0.0: 0, 0.099: 0, 0.101: 1, 0.299: 1, 0.301: 2, 0.599: 2, 0.601: 3, 1 - 2**-53: 3}
     assert {u: sampler._draw(scores, u) for u in edges} == edges
+    assert [sampler._draw(np.zeros(4, np.float32), u) for u in (0.0, 0.25, 0.5, 0.75)] == [0, 1, 2, 3]
 
 
 def test_the_draw_across_blocks_equals_an_exact_sum() -> None:
