@@ -6,9 +6,7 @@ equal checkpoints give equal bytes; units come before the manifest, and a run th
 
 from __future__ import annotations
 
-import ctypes
 import json
-import sys
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -16,6 +14,7 @@ import torch
 from protos import units
 from protos.errors import InvalidRequest, UnsupportedModel
 from protos.manifest import DTYPES, Manifest, TensorEntry, UnitEntry
+from shard import heap
 from shard.anatomy import Anatomy, Part
 from shard.checkpoint import CONFIG, Checkpoint
 from shard.conversion import Conversion, listed
@@ -46,7 +45,9 @@ def pack(
     """
     if dtype is not None and dtype not in DTYPES:
         raise InvalidRequest(f"dtype is {dtype!r:.80}; it must be one of {', '.join(DTYPES)}")
-    return _Packing(Checkpoint(checkpoint), store, grain, dtype).run(progress or (lambda done, total, name: None))
+    packing = _Packing(Checkpoint(checkpoint), store, grain, dtype)
+    with heap.lean():
+        return packing.run(progress or (lambda done, total, name: None))
 
 
 class _Packing:
@@ -129,7 +130,7 @@ class _Packing:
                 entries.append(entry)
                 done += self._nbytes(batch[entry.name])
                 progress(done, total, entry.name)
-            _return_memory()
+            heap.trim()
         manifest = self._manifest(entries, recompute_at)
         self.store.add_manifest(manifest)
         journal.remove()
@@ -200,11 +201,3 @@ def _self_check(packing: _Packing) -> int | None:
 
 def _octets(data: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-
-
-def _return_memory() -> None:
-    """glibc keeps freed blocks below its growing mmap threshold (up to 32 MiB): packing would keep a layer's worth."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
