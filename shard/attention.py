@@ -1,6 +1,7 @@
 """The attention seam: each session's rows attend to that session's context alone.  Registered with transformers as "shoal".
 
-Causality and the sliding window follow from positions, so no mask tensor ever crosses the model's forward.
+Causality follows from positions, so no mask tensor crosses the model's forward: what a base model builds in its place is the
+width of the layer's window.  That word counts, not an attention module's own: not every family passes one on.
 """
 
 from __future__ import annotations
@@ -9,18 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from protos.errors import UnsupportedModel
 
 if TYPE_CHECKING:
     from shard.kv import RaggedCache, Slice
 
 
-def visible(start: int, end: int, first_key: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Bool mask [end - start, end - first_key]: query position sees key positions (query - window, query]."""
+def window(*, local_size: int | None = None, use_vmap: bool = False, **_: object) -> int | None:
+    """transformers' mask interface: the width of a layer's sliding window, None where it sees all that came before."""
+    if use_vmap:
+        raise UnsupportedModel("the model masks attention in a way of its own; shoal knows causal and sliding attention")
+    return local_size
+
+
+def visible(start: int, end: int, first_key: int, width: int | None, device: torch.device) -> torch.Tensor:
+    """Bool mask [end - start, end - first_key]: query position sees key positions (query - width, query]."""
     queries = torch.arange(start, end, device=device)[:, None]
     keys = torch.arange(first_key, end, device=device)[None, :]
     mask = keys <= queries
-    return mask & (keys > queries - window) if window is not None else mask
+    return mask & (keys > queries - width) if width is not None else mask
 
 
 def attend_with_sinks(
@@ -48,16 +58,16 @@ def attend(
     value: torch.Tensor,
     start: int,
     scaling: float | None,
-    window: int | None,
+    width: int | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """One session: query [1, Hq, t, D] at positions from `start`, context key and value [1, Hkv, start + t, D]; [1, Hq, t, Dv]."""
     rows, end = query.shape[2], key.shape[2]
     first_key = 0
-    if window is not None and end > window:
-        first_key = max(0, start - window + 1)
+    if width is not None and end > width:
+        first_key = max(0, start - width + 1)
         key, value = key[:, :, first_key:], value[:, :, first_key:]
-    narrow = window if window is not None and end - first_key > window else None
+    narrow = width if width is not None and end - first_key > width else None
     if rows == 1:
         mask, causal = None, False  # one query sees all that is left
     elif start == 0 and narrow is None:
@@ -77,16 +87,16 @@ def attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: int | None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     s_aux: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface over a packed batch: query [1, Hq, T, D] to [1, T, Hq, Dv].
 
     In a layer whose keys arrive as they left the cache, key and value are the new rows and contexts are read from the
-    slabs; elsewhere (latents that were expanded) they are the packed contexts of all sessions.
+    slabs; elsewhere (latents that were expanded) they are the packed contexts of all sessions.  attention_mask is what
+    `window` gave for the layer.
     """
     cache: RaggedCache = module.shoal_cache
     layer: int = module.layer_idx
@@ -99,9 +109,9 @@ def attention(
             context_key, context_value = key[:, :, offset : offset + part.end], value[:, :, offset : offset + part.end]
             offset += part.end
         rows = query[:, :, part.first : part.last]
-        outputs.append(attend(rows, context_key, context_value, part.start, scaling, sliding_window, s_aux))
+        outputs.append(attend(rows, context_key, context_value, part.start, scaling, attention_mask, s_aux))
     packed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return packed.transpose(1, 2), None
+    return packed.transpose(1, 2).contiguous(), None
 
 
 def _held(part: Slice, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,3 +120,4 @@ def _held(part: Slice, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 AttentionInterface.register("shoal", attention)
+AttentionMaskInterface.register("shoal", window)

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One feed of a session: log positions [start, until) as token ids (first stage) or as rows [n, H] (later ones).
+    """Log positions from `start` as token ids (first stage) or as rows [n, H] (later ones), of a feed that ends at `until`.
 
-    `allowed` is a bitset over the vocabulary for the token that this step samples.
+    A feed may come in several steps; the one that reaches `until` samples.  `allowed` is a bitset over the vocabulary for
+    the token that is sampled then.
     """
 
     session: SessionId
@@ -31,6 +32,12 @@ class Step:
     tokens: tuple[int, ...] | None = None
     rows: torch.Tensor | None = None
     allowed: bytes | None = None
+
+    @property
+    def end(self) -> int:
+        """The position after the step's last row."""
+        count = len(self.tokens) if self.tokens is not None else 0 if self.rows is None else self.rows.shape[0]
+        return self.start + count
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,16 +53,20 @@ class Chunk:
         return self.end - self.start
 
     @property
-    def is_final(self) -> bool:
+    def ends_step(self) -> bool:
+        return self.end == self.step.end
+
+    @property
+    def ends_feed(self) -> bool:
         return self.end == self.step.until
 
 
 def plan(feeds: Sequence[tuple[Step, int]], rows_max: int) -> list[Chunk]:
     """The chunks of the next batch.  `feeds` are (step, next position), oldest first, one a session."""
-    budget = max(1, rows_max - sum(1 for step, at in feeds if step.until - at == 1))
+    budget = max(1, rows_max - sum(1 for step, at in feeds if step.end - at == 1))
     chunks = []
     for step, at in feeds:
-        left = step.until - at
+        left = step.end - at
         take = left if left == 1 else min(left, budget)
         if left > 1:
             budget -= take

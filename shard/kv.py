@@ -160,6 +160,12 @@ class RaggedCache:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0
+
     def reached(self, layer: int, key: torch.Tensor) -> None:
         """Told by attention which keys it was given; only a probe listens."""
 

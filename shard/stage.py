@@ -118,17 +118,20 @@ class Stage:
         session = self._find(step.session)
         if step.epoch < session.epoch:
             raise Fenced(f"session {step.session} is at epoch {session.epoch}, the step carries {step.epoch}")
-        if not 0 <= step.start < step.until <= session.kv.positions:
-            raise InvalidRequest(f"positions {step.start} to {step.until} of {session.kv.positions} reserved ones")
         self._check_input(step)
+        if not 0 <= step.start < step.end <= step.until <= session.kv.positions:
+            raise InvalidRequest(
+                f"rows {step.start} to {step.end} of a feed to {step.until} do not fit {session.kv.positions} reserved positions"
+            )
         if step.start > session.kv.held:
             raise Gap(f"session {step.session} holds {session.kv.held} positions, the step starts at {step.start}", held=session.kv.held)
-        if len(session.log) < (step.until if step.tokens is None else step.start):
-            raise InvalidRequest(f"the log of session {step.session} has {len(session.log)} tokens, the step ends at {step.until}")
+        known = step.start if self.body.is_first else step.end if self.body.is_last else 0
+        if len(session.log) < known:
+            raise InvalidRequest(f"the log of session {step.session} has {len(session.log)} tokens, the step needs {known}")
         session.epoch = step.epoch
         session.kv.truncate(step.start)
         if step.tokens is not None:
-            session.log[step.start :] = step.tokens
+            session.log[step.start : step.end] = step.tokens
         del session.log[step.until :]
         del session.prompt_logprobs[step.start :]
 
@@ -183,13 +186,13 @@ class Stage:
     def _sample(
         self, chunks: Sequence[Chunk], sessions: Sequence[_Session], slices: Sequence[Slice], hidden: torch.Tensor
     ) -> list[StepResult | ShoalError]:
-        final = [part.last - 1 for chunk, part in zip(chunks, slices, strict=True) if chunk.is_final]
+        final = [part.last - 1 for chunk, part in zip(chunks, slices, strict=True) if chunk.ends_feed]
         logits = self.body.head(hidden if len(final) == hidden.shape[0] else hidden[final]) if final else hidden[:0]
         results: list[StepResult | ShoalError] = []
         row = 0
         for chunk, session, part in zip(chunks, sessions, slices, strict=True):
             self._score_prompt(chunk, session, hidden[part.first : part.last])
-            if not chunk.is_final:
+            if not chunk.ends_feed:
                 results.append(StepResult(chunk.step.session, chunk.step.epoch, chunk.end))
                 continue
             try:
@@ -219,8 +222,9 @@ class Stage:
         if not session.params.prompt_logprobs:
             return
         end = min(chunk.end, session.prompt_len - 1)
-        for at in range(chunk.start, end, sampler.block_rows(self.vocab)):
-            stop = min(end, at + sampler.block_rows(self.vocab))
+        block = max(1, sampler.PROMPT_BLOCK_BYTES_MAX // (4 * self.vocab))
+        for at in range(chunk.start, end, block):
+            stop = min(end, at + block)
             logits = self.body.head(hidden[at - chunk.start : stop - chunk.start])
             targets = torch.tensor(session.log[at + 1 : stop + 1], device=logits.device)
             session.prompt_logprobs[at:stop] = sampler.prompt_logprobs(logits, targets)
@@ -237,14 +241,13 @@ class Stage:
                 raise InvalidRequest(f"token id {token} is not in the vocabulary of {self.vocab}")
 
     def _check_input(self, step: Step) -> None:
-        count = step.until - step.start
         if self.body.is_first:
-            if step.tokens is None or step.rows is not None or len(step.tokens) != count:
-                raise InvalidRequest(f"the first stage takes {count} token ids for positions {step.start} to {step.until}")
+            if step.tokens is None or step.rows is not None:
+                raise InvalidRequest("the first stage takes token ids, not rows")
             self._check_tokens(step.tokens)
             return
-        expected = (count, self.body.hidden)
         if step.rows is None or step.tokens is not None:
             raise InvalidRequest("a later stage takes rows, not token ids")
+        expected = (step.end - step.start, self.body.hidden)
         if tuple(step.rows.shape) != expected or step.rows.dtype != self.body.dtype:
             raise InvalidRequest(f"rows are {step.rows.dtype} {tuple(step.rows.shape)}, expected {self.body.dtype} {expected}")

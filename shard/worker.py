@@ -177,7 +177,7 @@ class Worker:
             return
         if result.rows is not None:
             feed.rows.append(result.rows)
-        if chunk.is_final:
+        if chunk.ends_step:
             del self._feeds[chunk.step.session]
             self._expected.add(chunk.step.session)
             _resolve(feed.future, _joined(result, feed.rows))
