@@ -19,10 +19,12 @@ from protos.errors import InvalidRequest, ShoalError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from node.client import Client
     from protos.inference_pb2 import GenerateRequest
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 the answer failed; 2 wrong usage or input; 3 unavailable, try later; 130 interrupted."
+    "Exit codes: 0 done; 1 a bug in shoal; 2 refused: usage, input or model; "
+    "3 unavailable now, try later; 130 interrupted."
 )
 
 app = typer.Typer(
@@ -260,18 +262,37 @@ def _answer(
     as_json: bool,
     stats: bool,
 ) -> None:
-    from node import answer, nearby
+    from node import nearby
 
     wanted = nearby.Wanted(address, store, model or "", config_file)
     with nearby.connected(wanted, _tell) as client:
-        events = client.generate(request)
-        with contextlib.closing(events):
-            if as_json:
-                answer.write_json(answer.collect(events))
-                return
-            started, finished = answer.stream(events, as_ids=not client.info().has_tokenizer)
-    if stats:
-        _tell(answer.summary(started, finished))
+        try:
+            line = _show_answer(client, request, as_json)
+        except InvalidRequest as error:
+            if not _lacks_template(error, request):
+                raise
+            _tell("this model has no chat template: continuing the prompt as it is, as --raw does")
+            request.text = request.chat.messages[0].content
+            line = _show_answer(client, request, as_json)
+    if stats and not as_json:
+        _tell(line)
+
+
+def _lacks_template(error: InvalidRequest, request: GenerateRequest) -> bool:
+    """A refusal that nothing was answered before, of a chat that loses nothing as plain text."""
+    return "no chat template" in error.message and len(request.chat.messages) == 1
+
+
+def _show_answer(client: Client, request: GenerateRequest, as_json: bool) -> str:
+    """Prints the answer; gives a line on how it went."""
+    from node import answer
+
+    as_ids = not as_json and not client.info().has_tokenizer
+    with contextlib.closing(client.generate(request)) as events:
+        if as_json:
+            answer.write_json(answer.collect(events))
+            return ""
+        return answer.summary(*answer.stream(events, as_ids=as_ids))
 
 
 @app.command(epilog=EXIT_CODES)

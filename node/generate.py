@@ -212,7 +212,13 @@ class _Answer:
                 self._open(effect)
             case SendStep():
                 self._in_flight = self._door.worker.step(
-                    Step(self._id, effect.epoch.counter, effect.start, effect.until, effect.tokens)
+                    Step(
+                        session=self._id,
+                        epoch=effect.epoch.counter,
+                        start=effect.start,
+                        until=effect.until,
+                        tokens=effect.tokens,
+                    )
                 )
                 await self._start()
             case Emit():
@@ -228,7 +234,12 @@ class _Answer:
         core = self._core
         self._in_flight = self._door.worker.open(
             OpenSession(
-                self._id, effect.epoch.counter, tuple(core.log), core.prompt_length, self._ask.params, effect.positions
+                session=self._id,
+                epoch=effect.epoch.counter,
+                log=tuple(core.log),
+                prompt_len=core.prompt_length,
+                params=self._ask.params,
+                positions=effect.positions,
             )
         )
 

@@ -1,7 +1,7 @@
 """Errors to and from gRPC status and exit codes: the one table.  (In a stream they travel as protos.messages.failed.)
 
 Law: an error crosses the wire by its `code`; whoever receives it raises the same class.  A code that this version does
-not know becomes its family, by the gRPC status beside it.
+not know becomes its family, by the gRPC status beside it.  PROTOCOL.md, section 11.
 """
 
 from __future__ import annotations
@@ -104,13 +104,15 @@ def from_rpc(error: grpc.RpcError, address: str) -> ShoalError:
     sent = _texts(error.trailing_metadata() or ())
     details = error.details() or ""
     kind = by_code.get(sent.get(CODE_KEY, ""))
+    if kind is not None and issubclass(kind, LocalError):
+        kind = RemoteError  # another process's bug is not ours (PROTOCOL.md, section 11)
     if kind is not None:
         return _build(kind, details, _number(sent.get(RETRY_AFTER_KEY)), int(_number(sent.get(HELD_KEY)) or 0))
     return _foreign(error.code(), details, address)
 
 
 def _foreign(status: grpc.StatusCode, details: str, address: str) -> ShoalError:
-    kind = _FOREIGN.get(status, LocalError)
+    kind = _FOREIGN.get(status, RemoteError)
     if kind is PeerLost:
         return PeerLost(f"the node at {address} cannot be reached, or is gone: {details}")
     if kind is Overloaded:

@@ -1,0 +1,92 @@
+"""Flags over environment over file over defaults; a wrong value is one line."""
+
+from pathlib import Path
+
+import pytest
+
+from node import config
+from protos.errors import InvalidRequest
+
+
+@pytest.fixture(autouse=True)
+def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+def test_defaults_are_valid_and_bind_to_loopback(tmp_path: Path) -> None:
+    settings = config.load()
+    assert (settings.host, settings.port) == ("127.0.0.1", 7645)
+    assert settings.store == tmp_path / "data" / "shoal"
+
+
+def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shoal.toml").write_text('port = 1\nhost = "file"\nqueue_max = 3\nmemory_limit = "4GiB"\n')
+    monkeypatch.setenv("SHOAL_PORT", "2")
+    monkeypatch.setenv("SHOAL_HOST", "environment")
+    settings = config.load({"port": 3, "host": None})
+    assert (settings.port, settings.host, settings.queue_max) == (3, "environment", 3)
+    assert settings.memory_limit == 4 << 30
+    assert settings.sessions_max == 8
+
+
+def test_a_named_file_replaces_the_usual_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shoal.toml").write_text("port = 1\n")
+    (tmp_path / "other.toml").write_text("queue_max = 2\n")
+    assert config.load(file=tmp_path / "other.toml").port == 7645
+    monkeypatch.setenv("SHOAL_CONFIG", str(tmp_path / "other.toml"))
+    assert config.load().queue_max == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"port": 70000}, r"port is 70000: .* TCP port, 0 to 65535"),
+        ({"memory_limit": "many"}, r"memory_limit is 'many': .* such as 4GiB"),
+        ({"memory_limit": "-1"}, r"memory_limit is '-1'"),
+        ({"kv_limit": 0}, r"kv_limit is 0"),
+        ({"sessions_max": 0}, r"sessions_max is 0: .* 1 to 256"),
+        ({"sessions_max": 257}, r"sessions_max is 257"),
+        ({"queue_max": 1025}, r"queue_max is 1025"),
+        ({"queue_wait_s": 3601}, r"queue_wait_s is 3601"),
+        ({"step_deadline_s": 0}, r"step_deadline_s is 0"),
+        ({"client_wait_s": "inf"}, r"client_wait_s is 'inf'"),
+        ({"threads": 1025}, r"threads is 1025"),
+        ({"device": "tpu"}, r"device is 'tpu': .* cpu, cuda, cuda:N, or mps"),
+        ({"log_level": "loud"}, r"log_level is 'loud'"),
+        ({"log_format": "xml"}, r"log_format is 'xml'"),
+        ({"host": ""}, r"host is ''"),
+        ({"model": "a" * 65}, r"model is"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_the_field_and_its_range(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as error:
+        config.load(flags)
+    assert "\n" not in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("port = ", "cannot be read"),
+        ("pot = 1", "pot is no setting; there are store, model"),
+        ("port = 'x'", "port is 'x'"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(content)
+    with pytest.raises(InvalidRequest, match=message) as error:
+        config.load(file=path)
+    assert str(path) in error.value.message
+
+
+def test_a_file_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(InvalidRequest, match="no configuration file"):
+        config.load(file=Path("nowhere.toml"))
+
+
+def test_every_setting_says_what_it_is_and_has_a_flag_or_a_reason() -> None:
+    for name, field in config.Config.model_fields.items():
+        assert field.description, name

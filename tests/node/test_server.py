@@ -1,0 +1,221 @@
+"""The service over real gRPC on loopback, with a toy that computes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+import trio
+from toy_node import ToyWorker, answer, by_ids, door
+
+from node.bridge import Portal, in_thread
+from node.client import Client
+from node.server import Server
+from protos.errors import InvalidRequest, Overloaded, PeerLost, PortInUse, ShuttingDown
+from protos.inference_pb2_grpc import InferenceStub
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from protos import inference_pb2 as pb
+
+
+class Node:
+    """A toy node whose trio runs in a thread of its own."""
+
+    def __init__(self, **settings: object) -> None:
+        self.worker = ToyWorker()
+        self.settings = {"port": 0, **settings}
+        self.address = ""
+        self.error: BaseException | None = None
+        self._up = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._main)
+        except BaseException as error:  # noqa: BLE001
+            self.error = error
+            self._up.set()
+
+    async def _main(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._leave = trio.Event()
+        async with trio.open_nursery() as nursery:
+            self.door = door(self.worker, **self.settings)
+            portal = Portal(nursery, lambda: ShuttingDown("leaving"))
+            server = Server(self.door.config, self.door, portal, lambda: self.worker.kv_bytes)
+            self.address = f"127.0.0.1:{server.port}"
+            self._up.set()
+            await self._leave.wait()
+            self.door.leave()
+            await in_thread(lambda: server.stop(5.0))
+            portal.close()
+            nursery.cancel_scope.cancel()
+
+    def leave(self) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._leave.set)
+
+    def __enter__(self) -> Node:
+        self._thread.start()
+        assert self._up.wait(20)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.error is None:
+            self.leave()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with Node() as running:
+        yield running
+
+
+def ids(events: Iterator[pb.GenerateEvent]) -> list[int]:
+    return [event.token.id for event in events if event.HasField("token")]
+
+
+def eventually(holds) -> None:
+    """Waits for what another thread does, without a clock of our own deciding how fast it must be."""
+    waiting = threading.Event()
+    for _ in range(2000):
+        if holds():
+            return
+        waiting.wait(0.005)
+    raise AssertionError("it never came to hold")
+
+
+def test_an_answer_arrives_token_by_token(node: Node) -> None:
+    with Client(node.address) as client:
+        events = list(client.generate(by_ids(5, 6, max_tokens=4)))
+    assert [event.WhichOneof("event") for event in events] == ["started", *["token"] * 4, "finished"]
+    assert ids(iter(events)) == answer([5, 6], 4)
+
+
+def test_info_says_what_is_served_and_how_busy_it_is(node: Node) -> None:
+    node.worker.stuck = True
+    with Client(node.address) as client:
+        events = client.generate(by_ids(5, max_tokens=1))
+        next(events)
+        info = client.info()
+        events.close()
+    assert (info.family, info.layers, info.sessions_running, info.kv_bytes_used) == ("toy", 2, 1, 1)
+    assert info.model_id == node.door.manifest.model_id
+
+
+def test_a_refusal_is_a_status_with_its_code(node: Node) -> None:
+    with Client(node.address) as client, pytest.raises(InvalidRequest, match="vocabulary"):
+        list(client.generate(by_ids(9999)))
+    with grpc.insecure_channel(node.address) as channel:
+        call = InferenceStub(channel).Generate(by_ids(9999))
+        with pytest.raises(grpc.RpcError):
+            list(call)
+        assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert ("shoal-code", "invalid_request") in call.trailing_metadata()
+
+
+def test_a_bug_in_a_call_is_told_and_the_node_goes_on(node: Node) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    healthy, node.worker.step = node.worker.step, broken  # type: ignore[assignment, method-assign]
+    with Client(node.address) as client:
+        with pytest.raises(Exception, match="ZeroDivisionError"):
+            list(client.generate(by_ids(5, max_tokens=1)))
+        node.worker.step = healthy  # type: ignore[method-assign]
+        assert ids(client.generate(by_ids(5, max_tokens=2))) == answer([5], 2)
+    assert node.worker.open_sessions == {}
+
+
+def test_a_client_that_cancels_frees_its_session(node: Node) -> None:
+    node.worker.stuck = True
+    with Client(node.address) as client:
+        events = client.generate(by_ids(5, max_tokens=1))
+        next(events)
+        assert node.door.gate.running == 1
+        events.close()
+        eventually(lambda: node.door.gate.running == 0)
+    assert node.worker.open_sessions == {}
+
+
+def test_too_many_answers_are_refused_with_a_retry_after_while_info_still_answers() -> None:
+    with Node(sessions_max=2, queue_max=0) as node, Client(node.address) as client:
+        node.worker.stuck = True
+        running = [client.generate(by_ids(5, max_tokens=1)) for _ in range(2)]
+        for events in running:
+            next(events)
+        for _ in range(20):
+            with pytest.raises(Overloaded, match="no place") as error:
+                list(client.generate(by_ids(5, max_tokens=1)))
+            assert error.value.retry_after_s == 1.0
+        assert client.info().sessions_running == 2
+        for events in running:
+            events.close()
+
+
+def test_a_queue_full_of_waiting_answers_does_not_starve_info() -> None:
+    with Node(sessions_max=1, queue_max=8) as node, contextlib.ExitStack() as stack:
+        node.worker.stuck = True
+        client = stack.enter_context(Client(node.address))
+        first = client.generate(by_ids(5, max_tokens=1))
+        next(first)
+        stub = InferenceStub(stack.enter_context(grpc.insecure_channel(node.address)))
+        waiting = [stub.Generate(by_ids(5, max_tokens=1)) for _ in range(8)]
+        eventually(lambda: len(node.door._answers) == 9)
+        assert client.info().sessions_running == 1
+        for call in waiting:
+            call.cancel()
+        first.close()
+        eventually(lambda: node.door.gate.running == 0)
+
+
+def test_a_node_that_leaves_tells_its_running_answers(node: Node) -> None:
+    node.worker.stuck = True
+    with Client(node.address) as client:
+        events = client.generate(by_ids(5, max_tokens=1))
+        next(events)
+        node.leave()
+        with pytest.raises(ShuttingDown):
+            list(events)
+
+
+def test_nobody_there_is_a_lost_peer(node: Node) -> None:
+    with Node() as gone:
+        address = gone.address
+    with Client(address) as client, pytest.raises(PeerLost, match=address):
+        client.info()
+
+
+def test_a_port_in_use_is_named(node: Node) -> None:
+    port = int(node.address.rpartition(":")[2])
+    with Node(port=port) as second:
+        pass
+    (error,) = second.error.exceptions  # type: ignore[union-attr]
+    assert isinstance(error, PortInUse)
+    assert str(port) in error.message
+
+
+def test_many_clients_at_once_get_their_own_answers_and_no_thread_stays() -> None:
+    before = threading.active_count()
+    got: dict[int, list[int]] = {}
+    with Node(sessions_max=4, queue_max=64) as node:
+
+        def ask(n: int) -> None:
+            with Client(node.address) as client:
+                got[n] = ids(client.generate(by_ids(n, max_tokens=5)))
+
+        clients = [threading.Thread(target=ask, args=(n,)) for n in range(1, 21)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join(30)
+    assert {n for n, tokens in got.items() if tokens == answer([n], len(tokens))} == set(range(1, 21))
+    assert node.worker.open_sessions == {}
+    eventually(lambda: threading.active_count() <= before + 3)

@@ -1,0 +1,95 @@
+"""Errors cross the wire as themselves; the table is PROTOCOL.md's."""
+
+import re
+from pathlib import Path
+
+import grpc
+import pytest
+
+from node import status
+from protos.errors import Gap, LocalError, Overloaded, PeerLost, RemoteError, ShoalError, Unavailable, by_code
+
+
+def instance(kind: type[ShoalError]) -> ShoalError:
+    return kind("what happened", held=3) if issubclass(kind, Gap) else kind("what happened")
+
+
+class Call(grpc.RpcError, grpc.Call):
+    """A failed call as a client sees it."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, trailing: tuple[tuple[str, str], ...] = ()) -> None:
+        self._answer = code, details, trailing
+
+    def code(self) -> grpc.StatusCode:
+        return self._answer[0]
+
+    def details(self) -> str:
+        return self._answer[1]
+
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._answer[2]
+
+    initial_metadata = is_active = time_remaining = cancel = add_callback = None
+
+
+def test_statuses_and_exit_codes_are_those_of_the_protocol() -> None:
+    page = Path(__file__).parents[2].joinpath("protos", "PROTOCOL.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| \w+ \| (\w+) \| \d+ \| (\d) \|", page, re.MULTILINE)
+    assert {code for code, _, _ in rows} == set(by_code)
+    for code, name, exit_code in rows:
+        error = instance(by_code[code])
+        assert status.status_of(error).name == name, code
+        assert status.exit_code(error) == int(exit_code), code
+
+
+@pytest.mark.parametrize("kind", [kind for kind in by_code.values() if not issubclass(kind, LocalError)])
+def test_an_error_arrives_as_its_own_class(kind: type[ShoalError]) -> None:
+    error = instance(kind)
+    error.retry_after_s = 1.5
+    call = Call(status.status_of(error), error.message, status.metadata_of(error))
+    arrived = status.from_rpc(call, "here")
+    assert (type(arrived), arrived.message, arrived.retry_after_s) == (kind, "what happened", 1.5)
+    if isinstance(arrived, Gap):
+        assert arrived.held == 3
+
+
+def test_another_processs_bug_is_not_ours() -> None:
+    error = LocalError("broken")
+    arrived = status.from_rpc(Call(grpc.StatusCode.INTERNAL, "broken", status.metadata_of(error)), "here")
+    assert isinstance(arrived, RemoteError)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, PeerLost),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),
+        (grpc.StatusCode.CANCELLED, Unavailable),
+        (grpc.StatusCode.UNIMPLEMENTED, RemoteError),
+        (grpc.StatusCode.UNKNOWN, RemoteError),
+    ],
+)
+def test_what_grpc_says_by_itself_is_named_too(code: grpc.StatusCode, kind: type[ShoalError]) -> None:
+    arrived = status.from_rpc(Call(code, "socket closed"), "127.0.0.1:1")
+    assert type(arrived) is kind
+    assert "127.0.0.1:1" in arrived.message
+    assert "socket closed" in arrived.message
+
+
+def test_metadata_that_is_no_number_is_ignored() -> None:
+    call = Call(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (("shoal-code", "overloaded"), ("shoal-retry-after-s", "soon"))
+    )
+    assert status.from_rpc(call, "here").retry_after_s is None
+
+
+def test_an_error_without_a_call_is_ours() -> None:
+    assert isinstance(status.from_rpc(grpc.RpcError("odd"), "here"), LocalError)
+
+
+def test_a_class_without_an_entry_has_its_parents_status() -> None:
+    class Special(Overloaded):
+        code = "special"
+
+    assert status.status_of(Special("x")) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert status.status_of(ShoalError("x")) is grpc.StatusCode.INTERNAL
