@@ -5,6 +5,7 @@ Law: no prompt, no answer and no token id is ever logged; what is, has a name an
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +21,7 @@ def configure(level: str = "info", form: Literal["console", "json"] = "console")
     structlog.configure(
         processors=[*_processors(), _renderer(form)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Stderr(),
         cache_logger_on_first_use=False,
     )
 
@@ -29,6 +30,16 @@ def get(room: str) -> FilteringBoundLogger:
     """A logger that names the part of the node that speaks."""
     logger: FilteringBoundLogger = structlog.get_logger(room=room)
     return logger
+
+
+class _Stderr:
+    """Writes to what is stderr now; a terminal that is gone, or a full disk behind it, must not fail an answer."""
+
+    def msg(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)  # noqa: T201  (the one place that writes logs)
+
+    debug = info = warning = error = critical = exception = msg
 
 
 def _processors() -> list[Processor]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node import presence
@@ -18,12 +20,13 @@ from protos.errors import BrokenInvariant, ShoalError, WrongModel, by_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 # A node on this machine that does not say who it is within this time is not asked.
 PROBE_S = 1.0
 # What a node that was told to end gets before it is killed.
 END_S = 10.0
+# So that the child runs this very code, wherever the command was called.
+_CODE = str(Path(__file__).parents[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,11 @@ def _find(model: str) -> str | None:
 def _started(wanted: Wanted) -> Iterator[str]:
     """The address of a node in a child process.  Its own session, so that Ctrl-C reaches only this process."""
     child = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
-        _command(wanted), stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        _command(wanted),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [_CODE, os.environ.get("PYTHONPATH")]))},
     )
     try:
         yield _first_word(child)

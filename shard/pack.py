@@ -63,12 +63,12 @@ class _Packing:
             self._plan()
         if not 1 <= grain <= self.anatomy.layers:
             raise InvalidRequest(f"grain is {grain}; it must be from 1 to the model's {self.anatomy.layers} layers")
-        refuse_recurrent(self.config, self.anatomy)
         self.facts = facts(self.config, self.anatomy)
         self.batches = self._batches()
 
     def _plan(self) -> None:
         self.anatomy = Anatomy(skeleton(self.config, self.dtype))
+        refuse_recurrent(self.config, self.anatomy)
         self.conversion = Conversion(self.anatomy.model, self.dtype, self.checkpoint.sources)
         self.table = self._tied_table()
         self._refuse_missing()

@@ -90,6 +90,7 @@ class ToyWorker:
         self.faults: list[ShoalError] = []
         self.open_fault: ShoalError | None = None
         self.stuck = False
+        self.logprobs = True
 
     @property
     def kv_bytes(self) -> tuple[int, int]:
@@ -123,7 +124,10 @@ class ToyWorker:
         log = self.open_sessions[step.session]
         log[step.start :] = step.tokens
         assert len(log) == step.until
-        return StepResult(step.session, step.epoch, step.until, token=next_token(log), logprob=-0.5, top=((1, -0.5),))
+        token = next_token(log)
+        if not self.logprobs:
+            return StepResult(step.session, step.epoch, step.until, token=token)
+        return StepResult(step.session, step.epoch, step.until, token=token, logprob=-0.5, top=((1, -0.5),))
 
     def close(self, session: SessionId) -> Future[None]:
         self.open_sessions.pop(session, None)

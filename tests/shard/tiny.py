@@ -130,7 +130,11 @@ def model(family: str, dtype: str = "float32", seed: int = 0, **overrides: Any) 
         _fill(name, tensor, generator)
     if not made.config.tie_word_embeddings:
         head.data.mul_(LOGITS_STD)
-    return made.to(getattr(torch, dtype)).eval()
+    if dtype == "float32":
+        return made.eval()
+    reduced = AutoModelForCausalLM.from_config(made.config, dtype=getattr(torch, dtype))
+    reduced.load_state_dict(made.state_dict())  # .to(dtype) would round the RoPE frequencies too; from_pretrained does not
+    return reduced.eval()
 
 
 def save(family: str, folder: Path, dtype: str = "float32", seed: int = 0, **overrides: Any) -> Path:
