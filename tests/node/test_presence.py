@@ -1,0 +1,44 @@
+"""Files say where a node may be; only live processes count."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from node import presence
+
+
+@pytest.fixture(autouse=True)
+def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "folder", lambda: tmp_path / "shoal")
+
+
+def test_a_node_is_found_while_it_is_announced() -> None:
+    assert presence.addresses() == []
+    with presence.announced("127.0.0.1:1"):
+        assert presence.addresses() == ["127.0.0.1:1"]
+    assert presence.addresses() == []
+
+
+def test_only_its_owner_may_look_into_the_folder() -> None:
+    with presence.announced("127.0.0.1:1"):
+        assert presence.folder().stat().st_mode & 0o077 == 0
+
+
+def test_the_file_of_a_dead_process_is_removed() -> None:
+    with presence.announced("127.0.0.1:1"):
+        stale = presence.folder() / "node-999999999.json"
+        stale.write_text(json.dumps({"pid": 999999999, "address": "127.0.0.1:2"}))
+        assert presence.addresses() == ["127.0.0.1:1"]
+        assert not stale.exists()
+
+
+def test_the_newest_node_comes_first_and_what_is_no_entry_is_passed_over() -> None:
+    with presence.announced("127.0.0.1:1"):
+        newer = presence.folder() / "node-1.json"
+        newer.write_text(json.dumps({"pid": os.getpid(), "address": "127.0.0.1:2"}))
+        os.utime(newer, ns=(2**62, 2**62))
+        (presence.folder() / "node-2.json").write_text("[]")
+        (presence.folder() / "node-3.json").write_text("{")
+        assert presence.addresses() == ["127.0.0.1:2", "127.0.0.1:1"]
