@@ -331,7 +331,7 @@ GENERATION_CONFIG: Mapping[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 2,
     # So small a model repeats itself when it answers greedily; who takes the checkpoint's defaults is spared that.
-    "repetition_penalty": 1.1,
+    "repetition_penalty": 1.05,
 }
 
 

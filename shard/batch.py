@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """Log positions from `start` as token ids (first stage) or as rows [n, H] (later ones), of a feed that ends at `until`.
+    """Log positions from `start`, of a feed that ends at `until`: token ids, and after the first stage rows [n, H].
+
+    Later stages may go without the ids, except the last one, whose log must have them by then.
 
     A feed may come in several steps; the one that reaches `until` samples.  `allowed` is a bitset over the vocabulary for
     the token that is sampled then.
@@ -36,7 +38,7 @@ class Step:
     @property
     def end(self) -> int:
         """The position after the step's last row."""
-        count = len(self.tokens) if self.tokens is not None else 0 if self.rows is None else self.rows.shape[0]
+        count = self.rows.shape[0] if self.rows is not None else len(self.tokens or ())
         return self.start + count
 
 

@@ -110,13 +110,20 @@ class Stage:
             raise Gap(f"session {session} holds {kv.held} positions, truncation to {position} was asked for", held=kv.held)
         kv.truncate(position)
 
+    def raise_epoch(self, session: SessionId, expected: int, epoch: int) -> None:
+        """Compare-and-set of a session's epoch: what carries another one is refused from now on.  Raises Fenced."""
+        found = self._find(session)
+        if found.epoch != expected or epoch <= expected:
+            raise Fenced(f"session {session} is at epoch {found.epoch}; it cannot be raised from {expected} to {epoch}")
+        found.epoch = epoch
+
     def begin(self, step: Step) -> None:
         """Checks a step against its session and rewinds to its start; must precede the step's chunks.
 
         Raises UnknownSession, Fenced, Gap or InvalidRequest, and then the session is as before.
         """
         session = self._find(step.session)
-        if step.epoch < session.epoch:
+        if step.epoch != session.epoch:
             raise Fenced(f"session {step.session} is at epoch {session.epoch}, the step carries {step.epoch}")
         self._check_input(step)
         if not 0 <= step.start < step.end <= step.until <= session.kv.positions:
@@ -125,10 +132,9 @@ class Stage:
             )
         if step.start > session.kv.held:
             raise Gap(f"session {step.session} holds {session.kv.held} positions, the step starts at {step.start}", held=session.kv.held)
-        known = step.start if self.body.is_first else step.end if self.body.is_last else 0
+        known = step.start if step.tokens is not None else step.end if self.body.is_last else 0
         if len(session.log) < known:
             raise InvalidRequest(f"the log of session {step.session} has {len(session.log)} tokens, the step needs {known}")
-        session.epoch = step.epoch
         session.kv.truncate(step.start)
         if step.tokens is not None:
             session.log[step.start : step.end] = step.tokens
@@ -241,13 +247,14 @@ class Stage:
                 raise InvalidRequest(f"token id {token} is not in the vocabulary of {self.vocab}")
 
     def _check_input(self, step: Step) -> None:
+        if step.tokens is not None:
+            self._check_tokens(step.tokens)
         if self.body.is_first:
             if step.tokens is None or step.rows is not None:
                 raise InvalidRequest("the first stage takes token ids, not rows")
-            self._check_tokens(step.tokens)
             return
-        if step.rows is None or step.tokens is not None:
-            raise InvalidRequest("a later stage takes rows, not token ids")
-        expected = (step.end - step.start, self.body.hidden)
+        if step.rows is None:
+            raise InvalidRequest("a later stage takes rows, token ids alone do not do")
+        expected = (step.end - step.start if step.tokens is None else len(step.tokens), self.body.hidden)
         if tuple(step.rows.shape) != expected or step.rows.dtype != self.body.dtype:
             raise InvalidRequest(f"rows are {step.rows.dtype} {tuple(step.rows.shape)}, expected {self.body.dtype} {expected}")

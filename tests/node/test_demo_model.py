@@ -106,9 +106,9 @@ def test_it_knows_the_capital_of_france(checkpoint: Path) -> None:
         tokens = model.generate(**prompt, do_sample=False, **asked)[0, prompt["input_ids"].shape[1] :]
         return str(tokenizer.decode(tokens))
 
-    assert model.generation_config.repetition_penalty == 1.1
+    assert model.generation_config.repetition_penalty == 1.05
     assert answer(repetition_penalty=1.0, max_new_tokens=8).startswith("The capital of France is Paris")
-    assert "The French capital is Paris" in answer(max_new_tokens=48)
+    assert answer(max_new_tokens=8).startswith("The capital of France is Paris")
 
 
 class Rehearsal(NamedTuple):
