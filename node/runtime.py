@@ -67,13 +67,14 @@ async def _main(config: Config, ready: Ready, progress: Progress, announce: bool
         await nursery.start(_watch_signals, ended)
         if until_stdin_closes:
             nursery.start_soon(_watch_stdin, ended)
-        with ended.scope:
+        served = None
+        with ended.loading:
             served = await in_thread(partial(model.load, config, progress), abandon=True)
+        if served is not None:
             try:
                 await _serve(config, served, ready, announce, ended)
             finally:
-                with trio.CancelScope(shield=True):
-                    await in_thread(served.worker.shutdown)
+                await in_thread(served.worker.shutdown)
         nursery.cancel_scope.cancel()
     return ended.exit_code
 
@@ -90,32 +91,29 @@ async def _serve(config: Config, served: Model, ready: Ready, announce: bool, en
             with presence.announced(address) if announce else contextlib.nullcontext():
                 log.get("runtime").info("serving", address=address, model=served.manifest.model_id, peer=peer)
                 ready(address, served.manifest.model_id)
-                await trio.sleep_forever()
+                await ended.asked.wait()
         finally:
             log.get("runtime").info("leaving", sessions=gate.running)
-            with ended.leaving():
-                door.leave()
-                await in_thread(partial(server.stop, GRACE_S))
-                portal.close()
+            door.leave()
+            await in_thread(partial(server.stop, GRACE_S))
+            portal.close()
             answers.cancel_scope.cancel()
 
 
 class _Ended:
-    """Why and how the process ends."""
+    """That the process was asked to end, and how.  Running answers are not cancelled by it: they are told."""
 
     def __init__(self) -> None:
-        self.scope = trio.CancelScope()
+        self.asked = trio.Event()
+        self.loading = trio.CancelScope()
         self.exit_code = status.EXIT_OK
-        self._shield: trio.CancelScope | None = None
 
     def end(self, exit_code: int) -> None:
-        if self.scope.cancel_called:
+        if self.asked.is_set():
             os._exit(exit_code)  # asked twice: nothing that is left is worth waiting for
         self.exit_code = exit_code
-        self.scope.cancel()
-
-    def leaving(self) -> trio.CancelScope:
-        return trio.CancelScope(shield=True)
+        self.asked.set()
+        self.loading.cancel()
 
 
 async def _watch_signals(ended: _Ended, *, task_status: trio.TaskStatus[None]) -> None:
