@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import psutil
 import torch
 
+from node.show import size
 from node.text import Text
 from protos import units
 from protos.errors import InvalidRequest, OutOfMemory
@@ -51,8 +52,8 @@ def load(config: Config, progress: Progress) -> Model:
     """
     store = UnitStore(config.store)
     manifest = store.manifest(config.model or None)
-    kv_bytes_max = _kv_bytes_max(config, manifest)
-    device = _device(config.device)
+    kv_limit = kv_bytes_max(config, manifest)
+    device = find_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     files = store.text(manifest)
@@ -70,7 +71,7 @@ def load(config: Config, progress: Progress) -> Model:
         bank.add_layer(layer, module)
         for expert in range(manifest.experts[layer]):
             bank.add(layer, expert, loading.tensors(units.expert(layer, expert)))
-    worker = Worker(Stage(body, kv_bytes_max), sessions_max=config.sessions_max)
+    worker = Worker(Stage(body, kv_limit), sessions_max=config.sessions_max)
     return Model(manifest, Text(files), worker)
 
 
@@ -97,23 +98,19 @@ def weights_bytes(manifest: Manifest) -> int:
     return manifest.size(entry.name for entry in manifest.units if entry.name != units.TEXT)
 
 
-def _kv_bytes_max(config: Config, manifest: Manifest) -> int:
+def kv_bytes_max(config: Config, manifest: Manifest) -> int:
+    """What KV may take beside the weights.  Raises OutOfMemory, naming what is needed and what is allowed."""
     weights = weights_bytes(manifest)
     if config.memory_limit is None:
         return config.kv_limit or int(_free_bytes() * _KV_SHARE)
     needed = weights + (config.kv_limit or 0)
     if config.memory_limit <= weights or config.memory_limit < needed:
-        kv = f" and {mib(config.kv_limit)} for KV (kv_limit)" if config.kv_limit else ", and some for KV"
+        kv = f" and {size(config.kv_limit)} for KV (kv_limit)" if config.kv_limit else ", and some for KV"
         raise OutOfMemory(
-            f"model {manifest.model_id[:12]} needs {mib(weights)} for its weights{kv}, but memory_limit is "
-            f"{mib(config.memory_limit)}: raise it, or serve a smaller model"
+            f"model {manifest.model_id[:12]} needs {size(weights)} for its weights{kv}, but memory_limit is "
+            f"{size(config.memory_limit)}: raise it, or serve a smaller model"
         )
     return config.kv_limit or config.memory_limit - weights
-
-
-def mib(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / (1 << 30):.2f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.1f} MiB"
 
 
 def _free_bytes() -> int:
@@ -125,7 +122,8 @@ def _free_bytes() -> int:
     return min(free, int(limit)) if limit.isdigit() else free
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Raises InvalidRequest for one that this machine does not have."""
     device = torch.device(name)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device.type]
     if not there or (device.index or 0) >= max(1, torch.cuda.device_count()):

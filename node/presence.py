@@ -8,35 +8,53 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import platformdirs
 import psutil
 
+from node import log
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # More would mean that something leaks files; the newest are the ones that count.
 _NODES_MAX = 64
 
 
 def folder() -> Path:
-    return platformdirs.user_runtime_path("shoal")
+    """Gone after a restart of the machine, where the system has such a place; platformdirs warns where it has none."""
+    if os.environ.get("XDG_RUNTIME_DIR") or sys.platform != "linux":
+        return platformdirs.user_runtime_path("shoal")
+    return Path(tempfile.gettempdir()) / f"shoal-{os.getuid()}"
 
 
 @contextlib.contextmanager
 def announced(address: str) -> Iterator[None]:
-    """While the block runs, other programs of this user find the node at `address`."""
+    """While the block runs, other programs of this user find the node at `address`.
+
+    A node that cannot write the file serves all the same: whoever asks it must then say --node.
+    """
     path = folder() / f"node-{os.getpid()}.json"
+    try:
+        _write(path, address)
+    except OSError as error:
+        log.get("presence").warning("this node will not be found by itself; use --node", error=str(error))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _write(path: Path, address: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"pid": os.getpid(), "address": address}))
     partial.replace(path)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def addresses() -> list[str]:

@@ -187,7 +187,7 @@ def test_a_memory_limit_below_the_models_size_says_what_is_needed(home: Path, st
     result = shoal(home, "run", "--store", str(store), "--port", "0", "--memory-limit", "100KiB")
     assert result.returncode == 3
     assert "needs 1." in result.stderr
-    assert "memory_limit is 0.1 MiB" in result.stderr
+    assert "memory_limit is 100.0 KiB" in result.stderr
 
 
 def test_an_altered_unit_is_refused_by_its_name(home: Path, store: Path) -> None:

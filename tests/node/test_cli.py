@@ -83,8 +83,8 @@ def test_a_prompt_is_a_chat_unless_raw_and_may_come_from_stdin(node: Node) -> No
 
 def test_every_sampling_option_reaches_the_sampler(node: Node) -> None:
     options: dict[str, Any] = {
-        "max_tokens": 2, "temperature": 0.5, "seed": 7, "top_k": 4, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2,
-        "presence_penalty": 0.3, "frequency_penalty": -0.4, "logprobs": 5,
+        "max_tokens": 2, "temperature": 0.5, "seed": 7, "top_k": 4, "top_p": 0.9, "min_p": 0.1,
+        "repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": -0.4, "logprobs": 5,
     }  # fmt: skip
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     assert ask(node, "--token-ids", "5", "--ignore-eos", "--json", *flags).exit_code == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,17 @@ def test_the_newest_node_comes_first_and_what_is_no_entry_is_passed_over() -> No
         (presence.folder() / "node-2.json").write_text("[]")
         (presence.folder() / "node-3.json").write_text("{")
         assert presence.addresses() == ["127.0.0.1:2", "127.0.0.1:1"]
+
+
+def test_a_node_that_cannot_announce_itself_serves_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "shoal").write_text("no folder")
+    with presence.announced("127.0.0.1:1"):
+        assert presence.addresses() == []
+
+
+def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert presence.folder() == tmp_path / "shoal"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert str(os.getuid()) in str(presence.folder()) or sys.platform != "linux"

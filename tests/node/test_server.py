@@ -18,7 +18,8 @@ from protos.inference_pb2_grpc import InferenceStub
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from protos import inference_pb2 as pb
+from node.server import REFUSAL_THREADS, SPARE_CALLS_MAX
+from protos import inference_pb2 as pb
 
 
 @pytest.fixture
@@ -168,3 +169,28 @@ def test_many_clients_at_once_get_their_own_answers_and_no_thread_stays() -> Non
     assert {n for n, tokens in got.items() if tokens == answer([n], len(tokens))} == set(range(1, 21))
     assert node.worker.open_sessions == {}
     eventually(lambda: threading.active_count() <= before + 3)
+
+
+def test_a_client_that_stops_reading_loses_its_answer_and_holds_no_thread() -> None:
+    window = [("grpc.http2.bdp_probe", 0)]  # or the client would take in megabytes unread
+    with Node(context=60_000, client_wait_s=0.2) as node, grpc.insecure_channel(node.address, window) as channel:
+        message = by_ids(5, max_tokens=50_000)
+        message.ignore_eos = True
+        call = InferenceStub(channel).Generate(message)
+        next(call)
+        eventually(lambda: node.door.gate.running == 1)
+        eventually(lambda: node.door.gate.running == 0)
+        with pytest.raises(grpc.RpcError):
+            list(call)
+    assert node.worker.open_sessions == {}
+
+
+def test_more_calls_than_a_server_takes_are_refused_at_once() -> None:
+    with Node(sessions_max=1, queue_max=0) as node, grpc.insecure_channel(node.address) as channel:
+        node.worker.counting.clear()
+        stub = InferenceStub(channel)
+        calls = [stub.Info.future(pb.InfoRequest()) for _ in range(1 + REFUSAL_THREADS + SPARE_CALLS_MAX + 10)]
+        eventually(lambda: sum(call.done() for call in calls) == 10)
+        assert {call.code() for call in calls if call.done()} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        node.worker.counting.set()
+        assert sum(call.exception() is None for call in calls) == len(calls) - 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ EOS = 63
 WORDS = [f"w{n} " for n in range(VOCAB - 4)] + ["<user>", "<answer>", "<pad>", "<eos>"]
 
 
-def manifest(*, recompute_at: int | None = None) -> Manifest:
+def manifest(*, recompute_at: int | None = None, context: int = CONTEXT) -> Manifest:
     experts = (2, 2)
     names = [units.TEXT, units.EMBED]
     for layer, count in enumerate(experts):
@@ -47,7 +48,7 @@ def manifest(*, recompute_at: int | None = None) -> Manifest:
         hidden=4,
         vocab=VOCAB,
         grain=1,
-        context=CONTEXT,
+        context=context,
         recompute_at=recompute_at,
         has_tokenizer=True,
         units=entries,
@@ -91,9 +92,12 @@ class ToyWorker:
         self.open_fault: ShoalError | None = None
         self.stuck = False
         self.logprobs = True
+        self.counting = threading.Event()  # cleared: kv_bytes waits for it
+        self.counting.set()
 
     @property
     def kv_bytes(self) -> tuple[int, int]:
+        assert self.counting.wait(20)
         return len(self.open_sessions), 100
 
     def open(self, request: OpenSession) -> Future[None]:
@@ -137,12 +141,17 @@ class ToyWorker:
 
 
 def door(
-    worker: ToyWorker, files: dict[str, bytes] | None = None, *, recompute_at: int | None = None, **settings: object
+    worker: ToyWorker,
+    files: dict[str, bytes] | None = None,
+    *,
+    recompute_at: int | None = None,
+    context: int = CONTEXT,
+    **settings: object,
 ) -> Door:
     config = Config(**settings)  # type: ignore[arg-type]
     gate = Gate(Admission(config.sessions_max, config.queue_max, config.queue_wait_s))
     text = Text(text_files() if files is None else files)
-    return Door(PeerId("toy"), manifest(recompute_at=recompute_at), text, worker, gate, config)
+    return Door(PeerId("toy"), manifest(recompute_at=recompute_at, context=context), text, worker, gate, config)
 
 
 def by_ids(*ids: int, **sampling: object) -> pb.GenerateRequest:
