@@ -24,6 +24,7 @@ from protos import units
 from protos.errors import UnsupportedModel
 from shard.anatomy import Anatomy
 from shard.kv import LayerKv, RaggedCache, SessionKv, Slice
+from shard.linear import speed_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +72,7 @@ class Body:
         self._make_buffers()
         self._fill(tensors)
         self._cut(experts)
+        speed_up(self.model)
         self.rope = RegimeRotary.over(self.anatomy.base)
         self._attentions = self._find_attentions()
         self.kv_layers, self.direct = self._probe()

@@ -14,6 +14,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from protos import units
 from protos.errors import UnitMissing
+from shard.linear import linear
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,7 +96,7 @@ def feed_forward(kernel: Any, weights: Mapping[str, torch.Tensor], hidden: torch
 
 def _linear(kernel: Any, weights: Mapping[str, torch.Tensor], name: str, hidden: torch.Tensor) -> torch.Tensor:
     weight = weights[name]
-    out = torch.mm(hidden, weight if kernel.is_transposed else weight.t())
+    out = torch.mm(hidden, weight) if kernel.is_transposed else linear(hidden, weight)
     return out.add_(weights[name + "_bias"]) if kernel.has_bias else out
 
 

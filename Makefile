@@ -1,0 +1,74 @@
+# Everything that a bare clone needs: Python 3.11, pip and make.  `make help` lists the targets.
+#
+# CI's time, in minutes (2 cores): unit 3, families 4, simulations 5, end to end 3, chaos 6, engine 9; all of it below 35.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+STORE := $(HOME)/.cache/shoal/demo-store
+PROMPT ?= What is the capital of France?
+export HF_HUB_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test unit families e2e slow lint types laws protos ci bench bench-decode bench-experts bench-start bench-pack clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@sed -n 's/^# CI/\nCI/p' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --progress-bar on -q -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+demo: $(STAMP)  ## Build the demo model once, and stream an answer from it
+	@checkpoint=$$($(BIN)/shoal demo-model) && \
+	$(BIN)/shoal pack "$$checkpoint" "$(STORE)" >/dev/null && \
+	$(BIN)/shoal generate --store "$(STORE)" --stats "$(PROMPT)"
+
+test: unit families e2e  ## The fast suite: unit, families, end to end (below 5 minutes on 2 cores)
+
+unit: $(STAMP)  ## Pure units, parsers, stores, the door against toys
+	$(BIN)/python -m pytest -q -m 'not families and not e2e and not slow'
+
+families: $(STAMP)  ## Every family against transformers, token for token
+	$(BIN)/python -m pytest -q -m 'families and not slow'
+
+e2e: $(STAMP)  ## Real processes, a real store, the real command
+	$(BIN)/python -m pytest -q -m 'e2e and not slow'
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy, strict, all four rooms
+	$(BIN)/mypy
+
+laws: $(STAMP)  ## import-linter: who may import whom
+	$(BIN)/lint-imports
+
+protos: $(STAMP)  ## Is the generated protobuf code current?
+	$(BIN)/python -m protos.generate --check
+
+slow: $(STAMP)  ## Minutes long: a 4 GB checkpoint, a hundred runs in a row
+	$(BIN)/python -m pytest -q -m slow
+
+ci: test lint types laws protos slow  ## All that CI asks
+
+bench: bench-decode bench-experts bench-start bench-pack  ## Every figure that the README quotes
+
+bench-decode: $(STAMP)  ## Tokens a second against transformers, batch 1 and 8
+	$(BIN)/python bench/decode.py
+
+bench-experts: $(STAMP)  ## Ways to compute experts at 1, 8, 64 and 256 rows
+	$(BIN)/python bench/experts.py
+
+bench-start: $(STAMP)  ## Start to first token, and memory without weights
+	$(BIN)/python bench/start.py
+
+bench-pack: $(STAMP)  ## Peak memory of packing 4 GB
+	$(BIN)/python bench/pack_memory.py
+
+clean:  ## Remove the environment and caches (not the demo model)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
