@@ -1,9 +1,10 @@
 """x @ W.T (+ b): the one multiplication that takes nearly all of the time, by the fastest kernel that this torch has for it.
 
-torch multiplies float32 on a CPU with MKL, whose kernels for other makers' processors leave much unused; oneDNN, which torch
-carries for bfloat16, reads the same weights in 0.6 of the time at one row and 0.35 at 256 (AMD EPYC 9005, one thread, weights
-beyond the cache; bench/linear.py).  The sums differ in the last bits only.  In bfloat16 torch itself takes oneDNN, and what
-comes out is transformers' to the bit.
+torch multiplies float32 on a CPU with MKL's matrix kernels, which at few rows read weights far slower than memory gives them
+(AMD EPYC 9005, one thread, weights beyond the cache; bench/linear.py).  Two others read the same weights in less time: oneDNN,
+which torch carries for bfloat16 (0.6 of the time at one row, 0.35 at 256), and at two to four short rows MKL's batched
+kernel (0.45).  The sums differ in the last bits only.  In bfloat16 torch itself takes oneDNN, and what comes out is
+transformers' to the bit.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 ONEDNN_BYTES_MIN = 256 * 1024  # below, its cost of 10 us a call is not won back at the few rows of a decode step
 ONEDNN_ROWS_MIN = 32  # from here on it wins at every size
+BATCHED_ROWS = range(2, 5)
+BATCHED_WIDTH_MAX = 1024  # longer rows fall out of the first cache, and oneDNN wins again
 
 
 def _has_onednn() -> bool:
@@ -32,7 +35,11 @@ _ONEDNN = _has_onednn()
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [..., K], weight [N, K], bias [N]; returns [..., N]."""
     if _ONEDNN and weight.dtype == torch.float32 and weight.device.type == "cpu":
-        rows = x.numel() // x.shape[-1]
+        width = x.shape[-1]
+        rows = x.numel() // width
+        if rows in BATCHED_ROWS and width <= BATCHED_WIDTH_MAX and bias is None:
+            columns = torch.bmm(weight.unsqueeze(0), x.reshape(1, rows, width).transpose(1, 2))
+            return columns[0].t().reshape(*x.shape[:-1], -1)
         if rows and (weight.nbytes >= ONEDNN_BYTES_MIN or rows >= ONEDNN_ROWS_MIN):
             out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
             return out
