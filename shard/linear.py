@@ -39,7 +39,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         rows = x.numel() // width
         if rows in BATCHED_ROWS and width <= BATCHED_WIDTH_MAX and bias is None:
             columns = torch.bmm(weight.unsqueeze(0), x.reshape(1, rows, width).transpose(1, 2))
-            return columns[0].t().reshape(*x.shape[:-1], -1)
+            return columns[0].t().contiguous().view(*x.shape[:-1], -1)  # the next multiplication is slow on columns
         if rows and (weight.nbytes >= ONEDNN_BYTES_MIN or rows >= ONEDNN_ROWS_MIN):
             out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
             return out
