@@ -1,7 +1,8 @@
 """Which unit owns which tensor of a model.  The only file that reads transformers' module tree by name.
 
-A decoder is `embed`, layers, `head`.  Inside a layer the experts are the one module whose class transformers lets us
-replace (`use_experts_implementation`); its stacked parameters [E, ...] are cut along E, everything else is the layer's trunk.
+A decoder is `embed`, layers, `head`. Inside a layer the experts are the one module whose class transformers lets us
+replace (`use_experts_implementation`); its stacked parameters [E, ...] are cut along E, everything else is the
+layer's trunk.
 """
 
 from __future__ import annotations
@@ -44,18 +45,24 @@ class Anatomy:
         self.base: Any = model.base_model
         self.base_prefix = model.base_model_prefix + "."
         if self.base is model or not hasattr(self.base, "layers"):
-            raise UnsupportedModel(f"{type(model).__name__} is not a decoder with a list of layers; shoal cannot cut it")
+            raise UnsupportedModel(
+                f"{type(model).__name__} is not a decoder with a list of layers; shoal cannot cut it"
+            )
         self.layers = len(self.base.layers)
         self.experts: dict[int, tuple[str, nn.Module]] = {}
         for index, layer in enumerate(self.base.layers):
             self._find_experts(index, layer)
         if not self.experts:
-            raise UnsupportedModel(f"{type(model).__name__} is dense: no layer has routed experts that can be shared out")
+            raise UnsupportedModel(
+                f"{type(model).__name__} is dense: no layer has routed experts that can be shared out"
+            )
 
     def _find_experts(self, index: int, layer: nn.Module) -> None:
         found = [(name, module) for name, module in layer.named_modules() if is_experts(module)]
         if len(found) > 1:
-            raise UnsupportedModel(f"{type(self.model).__name__}: layer {index} has {len(found)} expert modules, expected one")
+            raise UnsupportedModel(
+                f"{type(self.model).__name__}: layer {index} has {len(found)} expert modules, expected one"
+            )
         if found:
             self.experts[index] = found[0]
 

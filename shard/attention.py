@@ -1,7 +1,7 @@
-"""The attention seam: each session's rows attend to that session's context alone.  Registered with transformers as "shoal".
+"""The attention seam: each session's rows attend to its own context alone.  Registered with transformers as "shoal".
 
-Causality follows from positions, so no mask tensor crosses the model's forward: what a base model builds in its place is the
-width of the layer's window.  That word counts, not an attention module's own: not every family passes one on.
+Causality follows from positions, so no mask tensor crosses the model's forward: what a base model builds in its place
+is the width of the layer's window. That word counts, not an attention module's own: not every family passes one on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def window(*, local_size: int | None = None, use_vmap: bool = False, **_: object) -> int | None:
     """transformers' mask interface: the width of a layer's sliding window, None where it sees all that came before."""
     if use_vmap:
-        raise UnsupportedModel("the model masks attention in a way of its own; shoal knows causal and sliding attention")
+        raise UnsupportedModel(
+            "the model masks attention in a way of its own; shoal knows causal and sliding attention"
+        )
     return local_size
 
 
@@ -34,7 +36,12 @@ def visible(start: int, end: int, first_key: int, width: int | None, device: tor
 
 
 def attend_with_sinks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float, sinks: torch.Tensor
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    sinks: torch.Tensor,
 ) -> torch.Tensor:
     """Softmax over the scores and one learned sink per head, whose share is then dropped (GPT-OSS).
 
@@ -61,7 +68,7 @@ def attend(
     width: int | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One session: query [1, Hq, t, D] at positions from `start`, context key and value [1, Hkv, start + t, D]; [1, Hq, t, Dv]."""
+    """One session: query [1, Hq, t, D] at positions from `start`, its context [1, Hkv, start + t, D]; [1, Hq, t, Dv]."""
     rows, end = query.shape[2], key.shape[2]
     first_key = 0
     if width is not None and end > width:

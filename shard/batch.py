@@ -1,7 +1,7 @@
 """What goes into the next forward: one row of every answer that runs, and prompts in chunks beside them.  Pure.
 
-Law: every waiting feed of one row goes into each batch; longer feeds share what is left of `rows_max`, oldest first, and
-at least one row of the oldest goes in, so that neither running answers nor prompts starve.
+Law: every waiting feed of one row goes into each batch; longer feeds share what is left of `rows_max`, oldest first,
+and at least one row of the oldest goes in, so that neither running answers nor prompts starve.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Step:
 
     Later stages may go without the ids, except the last one, whose log must have them by then.
 
-    A feed may come in several steps; the one that reaches `until` samples.  `allowed` is a bitset over the vocabulary for
-    the token that is sampled then.
+    A feed may come in several steps; the one that reaches `until` samples. `allowed` is a bitset over the vocabulary
+    for the token that is sampled then.
     """
 
     session: SessionId

@@ -1,9 +1,10 @@
 """A checkpoint's own transformers model, cut to a span of layers.  No model code of our own.
 
-The model is built on the meta device in full, so that layer indices, masks and RoPE are the checkpoint's.  Layers that are
-not held pass their input through; the last of them before the span is the inlet, which discards what the base model made of
-its embeddings and gives the rows that came in; the first after the span is the outlet, which leaves the forward with the
-rows that go out.  So nothing that a base model does before its layers (embedding multipliers) or after (final norm) happens twice.
+The model is built on the meta device in full, so that layer indices, masks and RoPE are the checkpoint's. Layers that
+are not held pass their input through; the last of them before the span is the inlet, which discards what the base
+model made of its embeddings and gives the rows that came in; the first after the span is the outlet, which leaves the
+forward with the rows that go out. So nothing that a base model does before its layers (embedding multipliers) or
+after (final norm) happens twice.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def parse_config(data: bytes) -> PretrainedConfig:
-    """The configuration in a checkpoint's config.json.  Raises UnsupportedModel for a type transformers does not have."""
+    """The configuration in a config.json.  Raises UnsupportedModel for a type that transformers does not have."""
     fields = json.loads(data)
     kind = fields.get("model_type")
     if kind not in CONFIG_MAPPING:
@@ -60,10 +61,16 @@ def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> Any:
 
 
 class Body:
-    """The layers [first, last) of a model, with `embed` before them when first is 0 and `head` after them when last is the end."""
+    """The layers of a span, with `embed` before them where it starts at 0, and `head` after them where it ends last."""
 
     def __init__(
-        self, config: PretrainedConfig, dtype: torch.dtype, span: range, tensors: Tensors, experts: Experts, device: torch.device
+        self,
+        config: PretrainedConfig,
+        dtype: torch.dtype,
+        span: range,
+        tensors: Tensors,
+        experts: Experts,
+        device: torch.device,
     ) -> None:
         self.model = skeleton(config, dtype)
         self.anatomy = Anatomy(self.model)
@@ -167,7 +174,9 @@ class Body:
             self._head_model = copy.copy(self.model)
             self._head_model._modules = dict(self.model._modules)
             self._head_model._modules[self.model.base_model_prefix] = self._replay
-        leaked = [name for name, tensor in self.model.state_dict().items() if tensor.is_meta and not self._elsewhere(name)]
+        leaked = [
+            name for name, tensor in self.model.state_dict().items() if tensor.is_meta and not self._elsewhere(name)
+        ]
         if leaked:
             raise UnsupportedModel(f"{type(self.model).__name__}: no unit of the span gives {leaked[0]}")
 
@@ -176,12 +185,16 @@ class Body:
         local = name.removeprefix(self.anatomy.base_prefix)
         if local.startswith("layers."):
             index = int(local.split(".")[1])
-            return index in self.anatomy.experts and local.startswith(f"layers.{index}.{self.anatomy.experts[index][0]}.")
+            return index in self.anatomy.experts and local.startswith(
+                f"layers.{index}.{self.anatomy.experts[index][0]}."
+            )
         return not (self.is_first if "embed" in local else self.is_last)
 
     def _find_attentions(self) -> list[Any]:
         layers = self.anatomy.base.layers
-        return [m for i in self.span for m in layers[i].modules() if hasattr(m, "layer_idx") and hasattr(m, "is_causal")]
+        return [
+            m for i in self.span for m in layers[i].modules() if hasattr(m, "layer_idx") and hasattr(m, "is_causal")
+        ]
 
     def _probe(self) -> tuple[dict[int, LayerKv], frozenset[int]]:
         """Runs one row to learn what each layer caches, and whether its keys reach attention as they left the cache."""
@@ -200,7 +213,9 @@ class Body:
                 module.shoal_experts = port
         missing = [index for index in self.span if index not in probe.layers]
         if missing:
-            raise UnsupportedModel(f"{type(self.model).__name__}: layer {missing[0]} keeps no KV (recurrent layers are not supported)")
+            raise UnsupportedModel(
+                f"{type(self.model).__name__}: layer {missing[0]} keeps no KV (recurrent layers are not supported)"
+            )
         return probe.layers, frozenset(probe.untouched)
 
 
@@ -279,10 +294,10 @@ def _like(layer: nn.Module, stand_in: nn.Module) -> nn.Module:
 
 
 class RegimeRotary(nn.Module):
-    """RoPE whose factors depend on the length of the whole input (longrope), for batches that mix both sides of the boundary.
+    """RoPE whose factors depend on the length of the whole input (longrope), for batches that mix both kinds.
 
-    transformers picks one set of factors per forward, by its largest position.  Here the rows of each side go through the
-    checkpoint's own module apart, with one more position that puts the module on that side.
+    transformers picks one set of factors per forward, by its largest position. Here the rows of each side go through
+    the checkpoint's own module apart, with one more position that puts the module on that side.
     """
 
     def __init__(self, inner: Any, boundary: int) -> None:
@@ -309,7 +324,11 @@ class RegimeRotary(nn.Module):
     def choose(self, slices: Sequence[Slice], ends: Sequence[int] | None) -> None:
         """Sets the sides of the next forward: a feed that ends beyond the boundary is long in all its rows."""
         lengths = [part.end for part in slices] if ends is None else ends
-        flags = [length > self.boundary for part, length in zip(slices, lengths, strict=True) for _ in range(part.first, part.last)]
+        flags = [
+            length > self.boundary
+            for part, length in zip(slices, lengths, strict=True)
+            for _ in range(part.first, part.last)
+        ]
         self._long = torch.tensor(flags, dtype=torch.bool)
 
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,8 +1,8 @@
 """The experts seam, and the experts that this process holds.  Registered with transformers as "shoal".
 
-A reply is one row per (row, expert), unweighted, in the checkpoint's dtype; the stage weights and sums.  All rows of one
-expert are multiplied in one call, so the answer does not depend on who else holds what.  The sum follows transformers'
-`grouped_mm`, the oracle of the exactness law.
+A reply is one row per (row, expert), unweighted, in the checkpoint's dtype; the stage weights and sums. All rows of
+one expert are multiplied in one call, so the answer does not depend on who else holds what. The sum follows
+transformers' `grouped_mm`, the oracle of the exactness law.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Experts(Protocol):
     """The port between a stage and whoever holds its experts."""
 
     def __call__(self, layer: int, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Expert `index[t, k]` applied to `hidden[t]`: hidden [T, H], index [T, K] int64; returns [T, K, H], unweighted."""
+        """Expert `index[t, k]` of `hidden[t]`: hidden [T, H], index [T, K] int64; returns [T, K, H], unweighted."""
         ...
 
 
 def experts(module: Any, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """transformers' experts interface: hidden [T, H], index and weights [T, K] to [T, H], summed as `grouped_mm` does."""
+    """transformers' experts interface: hidden [T, H], index, weights [T, K] to [T, H], summed as by `grouped_mm`."""
     rows = module.shoal_experts(module.shoal_layer, hidden, index)
     if module.has_post_expert_norm:
         rows = module.post_expert_norm(rows)

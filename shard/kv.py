@@ -1,8 +1,8 @@
 """KV state of sessions: whatever the cache seam receives, per session and layer.  A hard limit, and nothing is evicted.
 
-Slabs are reserved for a session's last position when it opens, so an admitted answer never dies for want of KV; a reserved page
-costs memory only once it is written.  What is held ends at `held`: a step writes beyond it and moves it when it has
-succeeded, which is all that atomicity and truncation need.
+Slabs are reserved for a session's last position when it opens, so an admitted answer never dies for want of KV; a
+reserved page costs memory only once it is written. What is held ends at `held`: a step writes beyond it and moves it
+when it has succeeded, which is all that atomicity and truncation need.
 """
 
 from __future__ import annotations
@@ -85,12 +85,16 @@ class SessionKv:
             raise InvalidRequest(f"KV for layers {sorted(rows)} was sent, this stage holds layers {sorted(self.keys)}")
         count = next(iter(rows.values()))[0].shape[1]
         if not 0 <= start <= self.held or start + count > self.positions:
-            raise InvalidRequest(f"KV rows {start} to {start + count} do not fit: {self.held} held, {self.positions} reserved")
+            raise InvalidRequest(
+                f"KV rows {start} to {start + count} do not fit: {self.held} held, {self.positions} reserved"
+            )
         for layer, (key, value) in rows.items():
             for name, sent, slab in (("key", key, self.keys[layer]), ("value", value, self.values[layer])):
                 expected = (slab.shape[0], count, slab.shape[2])
                 if tuple(sent.shape) != expected or sent.dtype != slab.dtype:
-                    raise InvalidRequest(f"KV {name} of layer {layer} is {sent.dtype} {tuple(sent.shape)}, expected {expected}")
+                    raise InvalidRequest(
+                        f"KV {name} of layer {layer} is {sent.dtype} {tuple(sent.shape)}, expected {expected}"
+                    )
         return start + count
 
 
@@ -112,7 +116,9 @@ class KvPool:
         """Reserves `positions` for a new session.  Raises Overloaded when the pool's limit does not allow it now."""
         needed = positions * self.bytes_per_position
         if needed > self.bytes_max:
-            raise InvalidRequest(f"{positions} positions need {needed} bytes of KV, this node's limit is {self.bytes_max}")
+            raise InvalidRequest(
+                f"{positions} positions need {needed} bytes of KV, this node's limit is {self.bytes_max}"
+            )
         if self.bytes_used + needed > self.bytes_max:
             raise Overloaded(
                 f"KV is full: {positions} positions need {needed} bytes, {self.bytes_max - self.bytes_used} are free",
@@ -147,8 +153,8 @@ class Slice:
 class RaggedCache:
     """What transformers' attention sees as `past_key_values`: the contexts of all sessions of one batch, packed.
 
-    Layers in `direct` hand update()'s result to the attention function untouched; for these it returns the new rows, and the
-    attention function reads each session's slabs itself, so that no context is copied.
+    Layers in `direct` hand update()'s result to the attention function untouched; for these it returns the new rows,
+    and the attention function reads each session's slabs itself, so that no context is copied.
     """
 
     is_compileable = False
@@ -172,7 +178,7 @@ class RaggedCache:
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes key [1, heads, T, width] and value of the batch's new rows, returns the packed contexts [1, heads, N, width]."""
+        """Takes key and value [1, heads, T, width] of the new rows, returns the packed contexts [1, heads, N, width]."""
         for part in self.slices:
             part.kv.write(layer_idx, part.start, key[0, :, part.first : part.last], value[0, :, part.first : part.last])
         if layer_idx in self.direct:

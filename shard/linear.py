@@ -1,10 +1,10 @@
-"""x @ W.T (+ b): the one multiplication that takes nearly all of the time, by the fastest kernel that this torch has for it.
+"""x @ W.T (+ b): the multiplication that takes nearly all of the time, by the fastest kernel that this torch has.
 
-torch multiplies float32 on a CPU with MKL's matrix kernels, which at few rows read weights far slower than memory gives them
-(AMD EPYC 9005, one thread, weights beyond the cache; bench/linear.py).  Two others read the same weights in less time: oneDNN,
-which torch carries for bfloat16 (0.6 of the time at one row, 0.35 at 256), and at two to four short rows MKL's batched
-kernel (0.45).  The sums differ in the last bits only.  In bfloat16 torch itself takes oneDNN, and what comes out is
-transformers' to the bit.
+torch multiplies float32 on a CPU with MKL's matrix kernels, which at few rows read weights far slower than memory
+gives them (AMD EPYC 9005, one thread, weights beyond the cache; bench/linear.py). Two others read the same weights in
+less time: oneDNN, which torch carries for bfloat16 (0.6 of the time at one row, 0.35 at 256), and at two to four
+short rows MKL's batched kernel (0.45). The sums differ in the last bits only. In bfloat16 torch itself takes oneDNN,
+and what comes out is transformers' to the bit.
 """
 
 from __future__ import annotations

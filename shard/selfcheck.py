@@ -1,8 +1,9 @@
-"""Does shoal answer as transformers does for this family?  Asked with a tiny random model before a checkpoint is packed.
+"""Does shoal answer as transformers does for this family?  Asked with a tiny random model before packing.
 
-The tiny model keeps the checkpoint's whole configuration except sizes; the sliding window and the original RoPE length shrink too,
-so that short sessions lie on both sides of every boundary.  It runs both ways: `generate` alone, and here packed, ragged, chunked,
-cut into two spans, with the experts on two holders.  A family that differs is refused by name.
+The tiny model keeps the checkpoint's whole configuration except sizes; the sliding window and the original RoPE
+length shrink too, so that short sessions lie on both sides of every boundary. It runs both ways: `generate` alone,
+and here packed, ragged, chunked, cut into two spans, with the experts on two holders. A family that differs is
+refused by name.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
     from protos.ids import UnitName
 
-TOLERANCE = 1e-4  # logits, relative to the largest; correct families give 1e-6 to 4e-5, a wrong mask or factor 1e-3 and more
+TOLERANCE = (
+    1e-4  # logits, relative to the largest; correct families give 1e-6 to 4e-5, a wrong mask or factor 1e-3 and more
+)
 WINDOW = 8
 ORIGINAL_LENGTH = 24
 PROMPTS = (5, 19, 31)  # below, near and beyond both boundaries; the middle one crosses the RoPE length while it decodes
@@ -37,7 +40,7 @@ SEED = 20
 
 @dataclass(frozen=True, slots=True)
 class SelfCheck:
-    """A family's result.  `recompute_at`: all KV is computed anew when a session's length first exceeds it (longrope)."""
+    """A family's result.  `recompute_at`: all KV is computed anew when a session first exceeds it (longrope)."""
 
     recompute_at: int | None
     difference: float
@@ -56,10 +59,14 @@ def check(config: PretrainedConfig) -> SelfCheck:
     except UnsupportedModel:
         raise
     except Exception as error:
-        raise UnsupportedModel(f"{name}: its tiny model does not run in shoal: {type(error).__name__}: {error}") from error
+        raise UnsupportedModel(
+            f"{name}: its tiny model does not run in shoal: {type(error).__name__}: {error}"
+        ) from error
     difference, at = min(outcomes, key=lambda outcome: outcome[0])
     if not difference <= TOLERANCE:
-        raise UnsupportedModel(f"{name}: logits differ from transformers' by {difference:.1e} (allowed: {TOLERANCE:.0e})")
+        raise UnsupportedModel(
+            f"{name}: logits differ from transformers' by {difference:.1e} (allowed: {TOLERANCE:.0e})"
+        )
     return SelfCheck(rope_boundary(config) if at is not None else None, difference)
 
 
@@ -82,17 +89,22 @@ def _refuse_known(config: PretrainedConfig) -> None:
     if model is None:
         raise UnsupportedModel(f"{name} has no causal language model in transformers")
     if not model._can_set_experts_implementation():
-        raise UnsupportedModel(f"{name} is dense, or keeps its experts where transformers lets nobody replace them; shoal shares out experts")
+        raise UnsupportedModel(f"{name} is dense, or keeps its experts where transformers lets nobody replace them")
     kinds = set(getattr(config, "layer_types", None) or ())
     foreign = sorted(kinds - {"full_attention", "sliding_attention", "attention"})
     if foreign:
-        raise UnsupportedModel(f"{name} has layers of type {', '.join(foreign)}; shoal serves full and sliding attention")
+        raise UnsupportedModel(
+            f"{name} has layers of type {', '.join(foreign)}; shoal serves full and sliding attention"
+        )
 
 
 def shrink(config: PretrainedConfig) -> PretrainedConfig:
     """The same configuration with small sizes.  Head size, layer kinds, scalings and RoPE factors stay."""
     fields = config.to_dict()
-    heads, groups = int(config.num_attention_heads), int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    heads, groups = (
+        int(config.num_attention_heads),
+        int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads),
+    )
     latent = "kv_lora_rank" in fields
     head = fields.get("head_dim") or int(config.hidden_size) // heads
     sizes = {
@@ -129,7 +141,9 @@ def _shrunk_routing(fields: Mapping[str, Any]) -> dict[str, Any]:
         small["n_group"] = fields["n_group"] if 8 % fields["n_group"] == 0 and fields["n_group"] <= 4 else 4
         small["topk_group"] = min(fields.get("topk_group") or 1, small["n_group"])
         if fields.get("num_experts_per_tok"):
-            small["num_experts_per_tok"] = min(small["num_experts_per_tok"], small["topk_group"] * (8 // small["n_group"]))
+            small["num_experts_per_tok"] = min(
+                small["num_experts_per_tok"], small["topk_group"] * (8 // small["n_group"])
+            )
     return small
 
 
@@ -168,7 +182,7 @@ def _shrunk_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def random_model(config: PretrainedConfig) -> Any:
-    """A CausalLM with random weights wide enough that every part has a say in the logits; experts run as `grouped_mm`."""
+    """A CausalLM whose random weights give every part a say in the logits; experts run as `grouped_mm`."""
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, experts_implementation="grouped_mm").eval()
     generator = torch.Generator().manual_seed(SEED)
     for name, tensor in model.state_dict().items():

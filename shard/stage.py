@@ -1,6 +1,7 @@
-"""Sessions running through a span of layers: ragged batches, steps that are atomic per session, sampling after the last layer.
+"""Sessions that run through a span of layers: ragged batches, steps atomic per session, sampling after the last layer.
 
-One thread owns a stage.  A step says where it starts: a stage that holds more truncates, one that holds less answers Gap.
+One thread owns a stage. A step says where it starts: a stage that holds more truncates, one that holds less answers
+Gap.
 """
 
 from __future__ import annotations
@@ -83,10 +84,13 @@ class Stage:
         if request.session in self._sessions:
             raise InvalidRequest(f"session {request.session} is open already")
         if request.positions > self.context:
-            raise ContextTooLong(f"{request.positions} positions were asked for, the model's context has {self.context}")
+            raise ContextTooLong(
+                f"{request.positions} positions were asked for, the model's context has {self.context}"
+            )
         if not 0 < request.prompt_len <= len(request.log) <= request.positions:
             raise InvalidRequest(
-                f"a session needs 0 < prompt ({request.prompt_len}) <= log ({len(request.log)}) <= positions ({request.positions})"
+                f"a session needs 0 < prompt ({request.prompt_len}) <= log ({len(request.log)}) "
+                f"<= positions ({request.positions})"
             )
         self._check_tokens(request.log)
         self._sessions[request.session] = _Session(request, self.kv.reserve(request.session, request.positions))
@@ -107,7 +111,9 @@ class Stage:
         """Forgets KV from `position` on.  Raises Gap when less is held."""
         kv = self._find(session).kv
         if position > kv.held:
-            raise Gap(f"session {session} holds {kv.held} positions, truncation to {position} was asked for", held=kv.held)
+            raise Gap(
+                f"session {session} holds {kv.held} positions, truncation to {position} was asked for", held=kv.held
+            )
         kv.truncate(position)
 
     def raise_epoch(self, session: SessionId, expected: int, epoch: int) -> None:
@@ -128,13 +134,19 @@ class Stage:
         self._check_input(step)
         if not 0 <= step.start < step.end <= step.until <= session.kv.positions:
             raise InvalidRequest(
-                f"rows {step.start} to {step.end} of a feed to {step.until} do not fit {session.kv.positions} reserved positions"
+                f"rows {step.start} to {step.end} of a feed to {step.until} do not fit "
+                f"{session.kv.positions} reserved positions"
             )
         if step.start > session.kv.held:
-            raise Gap(f"session {step.session} holds {session.kv.held} positions, the step starts at {step.start}", held=session.kv.held)
+            raise Gap(
+                f"session {step.session} holds {session.kv.held} positions, the step starts at {step.start}",
+                held=session.kv.held,
+            )
         known = step.start if step.tokens is not None else step.end if self.body.is_last else 0
         if len(session.log) < known:
-            raise InvalidRequest(f"the log of session {step.session} has {len(session.log)} tokens, the step needs {known}")
+            raise InvalidRequest(
+                f"the log of session {step.session} has {len(session.log)} tokens, the step needs {known}"
+            )
         session.kv.truncate(step.start)
         if step.tokens is not None:
             session.log[step.start : step.end] = step.tokens
@@ -154,7 +166,9 @@ class Stage:
         with torch.inference_mode():
             hidden = self._forward(chunks, slices)
             results: list[StepResult | ShoalError] = (
-                self._sample(chunks, sessions, slices, hidden) if self.body.is_last else self._hand_on(chunks, slices, hidden)
+                self._sample(chunks, sessions, slices, hidden)
+                if self.body.is_last
+                else self._hand_on(chunks, slices, hidden)
             )
         for chunk, session, result in zip(chunks, sessions, results, strict=True):
             if isinstance(result, StepResult):
@@ -183,7 +197,9 @@ class Stage:
         return chunk.step.rows[chunk.start - chunk.step.start : chunk.end - chunk.step.start]
 
     @staticmethod
-    def _hand_on(chunks: Sequence[Chunk], slices: Sequence[Slice], hidden: torch.Tensor) -> list[StepResult | ShoalError]:
+    def _hand_on(
+        chunks: Sequence[Chunk], slices: Sequence[Slice], hidden: torch.Tensor
+    ) -> list[StepResult | ShoalError]:
         return [
             StepResult(chunk.step.session, chunk.step.epoch, chunk.end, rows=hidden[part.first : part.last])
             for chunk, part in zip(chunks, slices, strict=True)
@@ -257,4 +273,6 @@ class Stage:
             raise InvalidRequest("a later stage takes rows, token ids alone do not do")
         expected = (step.end - step.start if step.tokens is None else len(step.tokens), self.body.hidden)
         if tuple(step.rows.shape) != expected or step.rows.dtype != self.body.dtype:
-            raise InvalidRequest(f"rows are {step.rows.dtype} {tuple(step.rows.shape)}, expected {self.body.dtype} {expected}")
+            raise InvalidRequest(
+                f"rows are {step.rows.dtype} {tuple(step.rows.shape)}, expected {self.body.dtype} {expected}"
+            )

@@ -1,7 +1,7 @@
-"""The threads that own torch objects: one for a stage, one for the experts that others call.  Nothing else touches them.
+"""The threads that own torch objects: one for a stage, one for the experts that others call.
 
-Callers hand in work and get a Future; nothing here calls back into the network, waits in a finaliser, or outlives `shutdown`.
-A cancelled Future frees nobody: a session ends when it is closed.
+Callers hand in work and get a Future; nothing here calls back into the network, waits in a finaliser, or outlives
+`shutdown`. A cancelled Future frees nobody: a session ends when it is closed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from shard.stage import OpenSession, Stage, StepResult
 
 ROWS_MAX = 256  # rows of one forward: a running answer waits for at most one such batch
-GATHER_S = 0.001  # how long a batch waits for the sessions of the last one: their doors need a moment to feed the next token
+GATHER_S = (
+    0.001  # how long a batch waits for the sessions of the last one: their doors need a moment to feed the next token
+)
 RETRY_AFTER_S = 0.5
 
 
@@ -160,13 +162,10 @@ class Worker:
             self._feeds[session] = feed
 
     def _run_batch(self) -> None:
-        chunks = batch.plan([(feed.step, feed.at) for feed in self._feeds.values()], self._rows_max)
-        try:
-            results = self._stage.run(chunks)
-        except Exception as error:  # noqa: BLE001  (whatever a forward raises belongs to the callers, and the thread lives on)
-            results = [_named(error)] * len(chunks)
-        for chunk, result in zip(chunks, results, strict=True):
-            self._deliver(chunk, result)
+        chunks = batch.plan([(feed.step, feed.at) for feed in self._feeds.values()], self._rows_max) try: results =
+        self._stage.run(chunks) except Exception as error: # noqa: BLE001 (whatever a forward raises belongs to the
+        callers, and the thread lives on) results = [_named(error)] * len(chunks) for chunk, result in zip(chunks,
+        results, strict=True): self._deliver(chunk, result)
 
     def _deliver(self, chunk: Chunk, result: StepResult | ShoalError) -> None:
         feed = self._feeds[chunk.step.session]
@@ -214,14 +213,18 @@ class ExpertWorker:
         self._thread = threading.Thread(target=self._loop, name="shoal-experts", daemon=True)
         self._thread.start()
 
-    def compute(self, layer: int, hidden: torch.Tensor, row: Sequence[int], expert: Sequence[int]) -> Future[torch.Tensor]:
+    def compute(
+        self, layer: int, hidden: torch.Tensor, row: Sequence[int], expert: Sequence[int]
+    ) -> Future[torch.Tensor]:
         """See ExpertBank.rows.  Fails with Overloaded when the queue is full, UnitMissing, or ShuttingDown."""
         future: Future[torch.Tensor] = Future()
         with self._lock:
             if self._stopped:
                 future.set_exception(ShuttingDown("this node is shutting down"))
             elif self._inbox.qsize() >= self._queue_max:
-                future.set_exception(Overloaded(f"{self._queue_max} expert calls wait here", retry_after_s=RETRY_AFTER_S))
+                future.set_exception(
+                    Overloaded(f"{self._queue_max} expert calls wait here", retry_after_s=RETRY_AFTER_S)
+                )
             else:
                 self._inbox.put(_Job(lambda: self._bank.rows(layer, hidden, row, expert), future))
         return future

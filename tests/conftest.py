@@ -1,4 +1,4 @@
-"""One torch thread: two test processes on two cores otherwise wait for each other, and sums would depend on the machine."""
+"""One torch thread: with more, test processes wait for each other, and sums depend on the machine."""
 
 import os
 

@@ -62,7 +62,12 @@ class Chain:
     """Stages over the spans of `model`, cut at `cuts`, with the experts of all layers on `holders` banks."""
 
     def __init__(
-        self, model: Any, cuts: Sequence[int] = (), holders: int = 1, rows_max: int = 256, recompute_at: int | None = None
+        self,
+        model: Any,
+        cuts: Sequence[int] = (),
+        holders: int = 1,
+        rows_max: int = 256,
+        recompute_at: int | None = None,
     ) -> None:
         anatomy = Anatomy(model)
         weights = anatomy.tensors()
@@ -130,7 +135,8 @@ class Chain:
         results = self._run(self.stages[0], chunks)
         for stage in self.stages[1:]:
             onward = [
-                Step(c.step.session, 0, c.start, c.step.until, rows=r.rows) for c, r in zip(chunks, results, strict=True)
+                Step(c.step.session, 0, c.start, c.step.until, rows=r.rows)
+                for c, r in zip(chunks, results, strict=True)
             ]
             for step in onward:
                 stage.begin(step)
@@ -157,4 +163,3 @@ class Chain:
             answer.logits.append(self._last_logits[row].clone())
             answer.log.append(result.token)
             row += 1
-

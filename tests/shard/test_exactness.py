@@ -1,5 +1,5 @@
 """The exactness law against transformers' own `generate`, for every family that the README names.
-Law: greedy tokens are identical; a difference is excused only where the reference's two best logits lie within MARGIN."""
+Law: greedy tokens are identical; a difference is excused only where the reference's best logits lie within MARGIN."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,9 @@ from shard.selfcheck import rope_boundary
 NEW = 64
 MARGIN = 1e-4
 LOGITS_TOLERANCE = 1e-4
-BFLOAT16_TOLERANCE = 0.03  # of the largest logit; one rounding of a bfloat16 is 0.004, and a few of them meet in a logit
+BFLOAT16_TOLERANCE = (
+    0.03  # of the largest logit; one rounding of a bfloat16 is 0.004, and a few of them meet in a logit
+)
 LENGTHS = (7, 20, 45)
 
 pytestmark = pytest.mark.families
@@ -75,7 +77,9 @@ def assert_same(answer: Answer, reference: Answer) -> None:
         if ours != theirs:
             best = logits.topk(2).values
             margin = float(best[0] - best[1])
-            assert margin < MARGIN, f"token {position} is {ours}, transformers says {theirs} with a margin of {margin:.1e}"
+            assert margin < MARGIN, (
+                f"token {position} is {ours}, transformers says {theirs} with a margin of {margin:.1e}"
+            )
             print(f"excused: a near-tie of {margin:.1e} at token {position}")
             return
 
@@ -147,7 +151,7 @@ def test_truncated_anywhere_an_answer_goes_on_as_before(family: Family, position
 
 
 def bfloat16_differences(family: Family, count: int) -> list[float]:
-    """Of `count` sessions packed together over the references' logs: each position's largest, relative to the largest logit."""
+    """Of `count` sessions packed together over the references' logs: each position's, relative to the largest logit."""
     chain = family.chain()
     sessions = [chain.open(str(index), family.prompts[index], NEW) for index in range(count)]
     differences = []

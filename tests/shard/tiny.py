@@ -133,7 +133,9 @@ def model(family: str, dtype: str = "float32", seed: int = 0, **overrides: Any) 
     if dtype == "float32":
         return made.eval()
     reduced = AutoModelForCausalLM.from_config(made.config, dtype=getattr(torch, dtype))
-    reduced.load_state_dict(made.state_dict())  # .to(dtype) would round the RoPE frequencies too; from_pretrained does not
+    reduced.load_state_dict(
+        made.state_dict()
+    )  # .to(dtype) would round the RoPE frequencies too; from_pretrained does not
     return reduced.eval()
 
 
