@@ -68,7 +68,7 @@ def attend(
     width: int | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One session: query [1, Hq, t, D] at positions from `start`, its context [1, Hkv, start + t, D]; [1, Hq, t, Dv]."""
+    """One session: query [1, Hq, t, D] at positions from `start`, context [1, Hkv, start + t, D]; [1, Hq, t, Dv]."""
     rows, end = query.shape[2], key.shape[2]
     first_key = 0
     if width is not None and end > width:

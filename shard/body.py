@@ -119,12 +119,14 @@ class Body:
             return end.rows[0]
         finally:
             self._inlet.rows = None
-        return output.last_hidden_state[0]
+        last: torch.Tensor = output.last_hidden_state[0]
+        return last
 
     def head(self, rows: torch.Tensor) -> torch.Tensor:
         """Logits [N, V] of rows [N, H] that have passed the final norm, by the model's own head code."""
         self._replay.rows = rows.unsqueeze(0)
-        return self._head_model(inputs_embeds=self._replay.rows, use_cache=False).logits[0]
+        logits: torch.Tensor = self._head_model(inputs_embeds=self._replay.rows, use_cache=False).logits[0]
+        return logits
 
     def _make_buffers(self) -> None:
         """Gives buffers that no checkpoint carries (RoPE frequencies) their values, as from_pretrained does."""

@@ -33,7 +33,8 @@ def experts(module: Any, hidden: torch.Tensor, index: torch.Tensor, weights: tor
     rows = module.shoal_experts(module.shoal_layer, hidden, index)
     if module.has_post_expert_norm:
         rows = module.post_expert_norm(rows)
-    return (rows * weights.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
+    out: torch.Tensor = (rows * weights.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
+    return out
 
 
 class ExpertBank:

@@ -178,7 +178,7 @@ class RaggedCache:
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes key and value [1, heads, T, width] of the new rows, returns the packed contexts [1, heads, N, width]."""
+        """Takes key and value [1, heads, T, width] of the new rows, gives the packed contexts [1, heads, N, width]."""
         for part in self.slices:
             part.kv.write(layer_idx, part.start, key[0, :, part.first : part.last], value[0, :, part.first : part.last])
         if layer_idx in self.direct:

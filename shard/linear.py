@@ -24,12 +24,8 @@ BATCHED_ROWS = range(2, 5)
 BATCHED_WIDTH_MAX = 1024  # longer rows fall out of the first cache, and oneDNN wins again
 
 
-def _has_onednn() -> bool:
-    """The operator is torch's own, but not a documented one: asked, not assumed."""
-    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-_ONEDNN = _has_onednn()
+# The operator is torch's own, but not a documented one: asked, not assumed.
+_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

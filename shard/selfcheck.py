@@ -286,7 +286,9 @@ def _difference(model: Any, references: Sequence[_Reference], recompute_at: int 
 
 def _forward(bodies: Sequence[Body], feeds: Sequence[_Feed]) -> torch.Tensor:
     """One packed chunk of every feed through all spans; logits of each feed's last row."""
-    tokens, positions, bounds = [], [], [0]
+    tokens: list[int] = []
+    positions: list[int] = []
+    bounds = [0]
     for feed in feeds:
         end = min(feed.until, feed.at + CHUNK)
         tokens += feed.reference.log[feed.at : end]

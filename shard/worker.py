@@ -1,7 +1,7 @@
 """The threads that own torch objects: one for a stage, one for the experts that others call.
 
 Callers hand in work and get a Future; nothing here calls back into the network, waits in a finaliser, or outlives
-`shutdown`. A cancelled Future frees nobody: a session ends when it is closed.
+`shutdown`.  A cancelled Future frees nobody: a session ends when it is closed.
 """
 
 from __future__ import annotations
@@ -162,10 +162,13 @@ class Worker:
             self._feeds[session] = feed
 
     def _run_batch(self) -> None:
-        chunks = batch.plan([(feed.step, feed.at) for feed in self._feeds.values()], self._rows_max) try: results =
-        self._stage.run(chunks) except Exception as error: # noqa: BLE001 (whatever a forward raises belongs to the
-        callers, and the thread lives on) results = [_named(error)] * len(chunks) for chunk, result in zip(chunks,
-        results, strict=True): self._deliver(chunk, result)
+        chunks = batch.plan([(feed.step, feed.at) for feed in self._feeds.values()], self._rows_max)
+        try:
+            results = self._stage.run(chunks)
+        except Exception as error:  # noqa: BLE001  (whatever a forward raises belongs to the callers, and the thread lives on)
+            results = [_named(error)] * len(chunks)
+        for chunk, result in zip(chunks, results, strict=True):
+            self._deliver(chunk, result)
 
     def _deliver(self, chunk: Chunk, result: StepResult | ShoalError) -> None:
         feed = self._feeds[chunk.step.session]

@@ -3,6 +3,7 @@ Law: everything that computes is shard's own; this only carries rows from one st
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class Chain:
         dtype = model.dtype
         self.stages = [
             Stage(Body(model.config, dtype, range(a, b), weights.__getitem__, self.experts, CPU), kv_bytes_max=1 << 28)
-            for a, b in zip(bounds, bounds[1:], strict=False)
+            for a, b in pairwise(bounds)
         ]
         self.rows_max = rows_max
         self.recompute_at = recompute_at
