@@ -19,7 +19,7 @@ help:  ## List the targets
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --progress-bar on -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/pip install --progress-bar on -c constraints.txt -e '.[demo,dev]'
 	@touch $@
 
 demo: $(STAMP)  ## Build the demo model once, and stream an answer from it

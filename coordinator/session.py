@@ -19,6 +19,7 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from protos.epoch import Epoch
 from protos.errors import ContextTooLong, DeadlineExceeded, Gap, IllegalTransition, ShoalError
 
 if TYPE_CHECKING:
@@ -40,14 +41,6 @@ class State(enum.Enum):
     FEEDING = "feeding"  # one step is in flight
     DONE = "done"
     FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Epoch:
-    """The fence: stages refuse and drop what carries a lower one."""
-
-    counter: int
-    door: PeerId
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from coordinator.session import (
     CloseStages,
     DeadlinePassed,
     Emit,
-    Epoch,
     Fail,
     Finish,
     Opened,
@@ -198,12 +197,7 @@ class _Answer:
             return Opened(epoch, (0,))
         assert result.token is not None, "the last stage's final rows give a token"
         return TokenArrived(
-            Epoch(result.epoch, self._door.peer),
-            result.position,
-            result.token,
-            result.logprob,
-            result.top,
-            result.prompt_logprobs,
+            result.epoch, result.position, result.token, result.logprob, result.top, result.prompt_logprobs
         )
 
     async def _execute(self, effect: Effect) -> None:
@@ -214,7 +208,7 @@ class _Answer:
                 self._in_flight = self._door.worker.step(
                     Step(
                         session=self._id,
-                        epoch=effect.epoch.counter,
+                        epoch=effect.epoch,
                         start=effect.start,
                         until=effect.until,
                         tokens=effect.tokens,
@@ -235,7 +229,7 @@ class _Answer:
         self._in_flight = self._door.worker.open(
             OpenSession(
                 session=self._id,
-                epoch=effect.epoch.counter,
+                epoch=effect.epoch,
                 log=tuple(core.log),
                 prompt_len=core.prompt_length,
                 params=self._ask.params,

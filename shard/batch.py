@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from protos.epoch import Epoch
     from protos.ids import SessionId
 
 
@@ -28,7 +29,7 @@ class Step:
     """
 
     session: SessionId
-    epoch: int
+    epoch: Epoch
     start: int
     until: int
     tokens: tuple[int, ...] | None = None

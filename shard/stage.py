@@ -18,6 +18,7 @@ from shard.kv import KvPool, RaggedCache, SessionKv, Slice
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from protos.epoch import Epoch
     from protos.ids import SessionId
     from protos.sampling import SamplingParams
     from shard.batch import Chunk, Step
@@ -29,7 +30,7 @@ class OpenSession:
     """What a stage must know of a session before its first step: the log so far and the positions to reserve KV for."""
 
     session: SessionId
-    epoch: int
+    epoch: Epoch
     log: tuple[int, ...]
     prompt_len: int
     params: SamplingParams
@@ -44,7 +45,7 @@ class StepResult:
     """
 
     session: SessionId
-    epoch: int
+    epoch: Epoch
     position: int
     rows: torch.Tensor | None = None
     token: int | None = None
@@ -116,7 +117,7 @@ class Stage:
             )
         kv.truncate(position)
 
-    def raise_epoch(self, session: SessionId, expected: int, epoch: int) -> None:
+    def raise_epoch(self, session: SessionId, expected: Epoch, epoch: Epoch) -> None:
         """Compare-and-set of a session's epoch: what carries another one is refused from now on.  Raises Fenced."""
         found = self._find(session)
         if found.epoch != expected or epoch <= expected:
@@ -129,8 +130,12 @@ class Stage:
         Raises UnknownSession, Fenced, Gap or InvalidRequest, and then the session is as before.
         """
         session = self._find(step.session)
-        if step.epoch != session.epoch:
+        if step.epoch < session.epoch:
             raise Fenced(f"session {step.session} is at epoch {session.epoch}, the step carries {step.epoch}")
+        if step.epoch > session.epoch:
+            raise InvalidRequest(
+                f"session {step.session} is at epoch {session.epoch}, the step carries {step.epoch}: it must be raised first"
+            )
         self._check_input(step)
         if not 0 <= step.start < step.end <= step.until <= session.kv.positions:
             raise InvalidRequest(

@@ -1,0 +1,90 @@
+"""The models that are measured: the bench model, made on the spot, and the demo model, if the user's cache has it.
+
+Law: every side reads the same checkpoint from disk; nothing is left behind but what was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+import torch
+from tokenizers import Tokenizer
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from node import demo_model
+from shard.pack import pack
+from shard.weights import UnitStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from protos.manifest import Manifest
+
+PROSE = Path(__file__).parents[1] / "protos" / "PROTOCOL.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A checkpoint, the store it is packed in, and token ids that look like what it is made for."""
+
+    name: str
+    checkpoint: Path
+    store: Path
+    manifest: Manifest
+    words: tuple[int, ...]
+
+    def prompts(self, count: int, length: int) -> list[list[int]]:
+        """Different ones, and the same in every run."""
+        assert len(self.words) >= length + count
+        stride = (len(self.words) - length) // count
+        return [list(self.words[at * stride : at * stride + length]) for at in range(count)]
+
+
+@contextlib.contextmanager
+def bench_model() -> Iterator[Subject]:
+    """Mixtral, 440 MB of float32, random with seed 0."""
+    config = MixtralConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        max_position_embeddings=1024,
+        dtype="float32",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "checkpoint"
+        torch.manual_seed(0)
+        MixtralForCausalLM(config).save_pretrained(checkpoint)
+        words = torch.randint(3, config.vocab_size, (4096,), generator=torch.Generator().manual_seed(0))
+        yield _packed("bench", checkpoint, Path(folder) / "store", tuple(words.tolist()))
+
+
+@contextlib.contextmanager
+def demo() -> Iterator[Subject | None]:
+    """None where the demo model has not been built (`shoal demo-model`)."""
+    checkpoint = demo_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    words = tokenizer.encode(PROSE.read_text(), add_special_tokens=False).ids
+    with tempfile.TemporaryDirectory() as folder:
+        yield _packed("demo", checkpoint, Path(folder) / "store", tuple(words))
+
+
+def demo_checkpoint() -> Path | None:
+    folder = platformdirs.user_cache_path("shoal") / demo_model.NAME
+    return demo_model.build() if folder.exists() else None
+
+
+def _packed(name: str, checkpoint: Path, store: Path, words: tuple[int, ...]) -> Subject:
+    return Subject(name, checkpoint, store, pack(checkpoint, UnitStore(store)), words)
