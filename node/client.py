@@ -13,7 +13,7 @@ import grpc
 from node import status
 from protos import inference_pb2 as pb
 from protos import messages
-from protos.errors import PeerLost
+from protos.errors import InvalidRequest, PeerLost
 from protos.inference_pb2_grpc import InferenceStub
 from protos.limits import INFERENCE_MESSAGE_BYTES_MAX
 
@@ -25,6 +25,7 @@ INFO_DEADLINE_S = 5.0
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", INFERENCE_MESSAGE_BYTES_MAX),
+    ("grpc.enable_http_proxy", 0),  # a node is asked itself, not whatever answers in its place
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 ]
@@ -58,6 +59,8 @@ class Client:
 
         Closing the iterator cancels the answer.
         """
+        if (size := request.ByteSize()) > INFERENCE_MESSAGE_BYTES_MAX:
+            raise InvalidRequest(f"the request has {size} bytes; at most {INFERENCE_MESSAGE_BYTES_MAX} are allowed")
         call = self._stub.Generate(request)
         with contextlib.closing(_Cancelling(call)):
             try:

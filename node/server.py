@@ -18,7 +18,7 @@ from node.generate import ClientStalled
 from protos import inference_pb2 as pb
 from protos.errors import BrokenInvariant, PortInUse, ShoalError
 from protos.inference_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
-from protos.limits import ERROR_MESSAGE_CHARS_MAX, INFERENCE_MESSAGE_BYTES_MAX
+from protos.limits import INFERENCE_MESSAGE_BYTES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -121,7 +121,8 @@ class _Inference:
             dtype=manifest.dtype,
             layers=manifest.layers,
             context=manifest.context,
-            has_tokenizer=manifest.has_tokenizer,
+            has_tokenizer=self._door.text.has_tokenizer,
+            has_chat_template=self._door.text.has_chat_template,
             sessions_running=self._door.gate.running,
             kv_bytes_used=used,
             kv_bytes_limit=limit,
@@ -152,7 +153,7 @@ class _Inference:
 
 def _abort(context: grpc.ServicerContext, error: ShoalError) -> NoReturn:
     context.set_trailing_metadata(status.metadata_of(error))
-    context.abort(status.status_of(error), error.message[:ERROR_MESSAGE_CHARS_MAX])
+    context.abort(status.status_of(error), status.details_of(error))
     raise error  # abort has raised; this line tells the type checker so
 
 

@@ -1,12 +1,14 @@
 """Errors to and from gRPC status and exit codes: the one table.  (In a stream they travel as protos.messages.failed.)
 
-Law: an error crosses the wire by its `code`; whoever receives it raises the same class.  A code that this version does
-not know becomes its family, by the gRPC status beside it.  PROTOCOL.md, section 11.
+Law: an error crosses the wire by its `code`; whoever receives it raises the same class, except that another process's
+bug is not ours.  A code that this version does not know becomes a family, by the gRPC status beside it.  PROTOCOL.md,
+section 11.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import grpc
 
@@ -21,6 +23,7 @@ from protos.errors import (
     Unavailable,
     by_code,
 )
+from protos.limits import ERROR_MESSAGE_CHARS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 CODE_KEY = "shoal-code"
 RETRY_AFTER_KEY = "shoal-retry-after-s"
 HELD_KEY = "shoal-held"
+
+# Of a status message as it is encoded in a trailer, where other trailers need room too.
+DETAILS_BYTES_MAX = 4096
 
 EXIT_OK = 0
 EXIT_LOCAL = 1
@@ -53,6 +59,13 @@ STATUS: dict[str, grpc.StatusCode] = {
     "store_full": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+
+# Beside a code that this version does not know, these say that another time or node may do.
+_WEATHER = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
 
 # What gRPC itself says, when no code of ours came with it.
 _FOREIGN: dict[grpc.StatusCode, type[ShoalError]] = {
@@ -97,27 +110,47 @@ def metadata_of(error: ShoalError) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
+def details_of(error: ShoalError) -> str:
+    """The message as a status carries it: gRPC percent-encodes it, and receivers take 8 KiB of trailers in all."""
+    text = error.message[:ERROR_MESSAGE_CHARS_MAX]
+    while len(quote(text, errors="replace")) > DETAILS_BYTES_MAX:
+        text = text[: len(text) * 3 // 4]
+    return text
+
+
 def from_rpc(error: grpc.RpcError, address: str) -> ShoalError:
     """The error behind a failed call to `address`."""
     if not isinstance(error, grpc.Call):
         return LocalError(f"the call to {address} failed: {error}")
     sent = _texts(error.trailing_metadata() or ())
-    details = error.details() or ""
-    kind = by_code.get(sent.get(CODE_KEY, ""))
-    if kind is not None and issubclass(kind, LocalError):
-        kind = RemoteError  # another process's bug is not ours (PROTOCOL.md, section 11)
-    if kind is not None:
-        return _build(kind, details, _number(sent.get(RETRY_AFTER_KEY)), int(_number(sent.get(HELD_KEY)) or 0))
-    return _foreign(error.code(), details, address)
+    details = (error.details() or "")[:ERROR_MESSAGE_CHARS_MAX]
+    if CODE_KEY not in sent:
+        return _foreign(error.code(), details, address)
+    kind = _received(sent[CODE_KEY], error.code())
+    return _build(kind, details, _number(sent.get(RETRY_AFTER_KEY)), int(_number(sent.get(HELD_KEY)) or 0))
+
+
+def _received(code: str, status: grpc.StatusCode) -> type[ShoalError]:
+    kind = by_code.get(code)
+    if kind is None:
+        return Unavailable if status in _WEATHER else RemoteError
+    return RemoteError if issubclass(kind, LocalError) else kind
 
 
 def _foreign(status: grpc.StatusCode, details: str, address: str) -> ShoalError:
     kind = _FOREIGN.get(status, RemoteError)
     if kind is PeerLost:
-        return PeerLost(f"the node at {address} cannot be reached, or is gone: {details}")
+        return PeerLost(
+            f"no node answers at {address} ({_reason(details)}): is one running there, and is the address right?"
+        )
     if kind is Overloaded:
         return Overloaded(f"the node at {address} takes no more calls now: {details}", retry_after_s=1.0)
     return kind(f"the call to {address} failed ({status.name}): {details}")
+
+
+def _reason(details: str) -> str:
+    """The end of gRPC's chain of causes, which is the system's own word."""
+    return details.rpartition(": ")[2].strip(" ]") or "no reason given"
 
 
 def _build(kind: type[ShoalError], message: str, retry_after_s: float | None, held: int) -> ShoalError:

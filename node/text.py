@@ -69,6 +69,11 @@ class Text:
     def has_tokenizer(self) -> bool:
         return self._tokenizer is not None
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Without a tokenizer a template is of no use."""
+        return self._tokenizer is not None and self._template is not None
+
     def encode(self, text: str) -> list[int]:
         """Token ids, with the special tokens that the tokenizer adds by itself."""
         return self._encode(text, add_special_tokens=True)

@@ -135,7 +135,9 @@ Global___Message: _TypeAlias = Message  # noqa: Y015
 
 @_typing.final
 class Sampling(_message.Message):
-    """protos.sampling.SamplingParams, field by field; absent means its default there."""
+    """protos.sampling.SamplingParams, field by field. What a client leaves out has the checkpoint's generation config's value,
+    else the default there (section 7); between door and stages every field is set.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -510,6 +512,7 @@ class InfoReply(_message.Message):
     KV_BYTES_USED_FIELD_NUMBER: _builtins.int
     KV_BYTES_LIMIT_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
+    HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     model_id: _builtins.str
     """empty: the node serves no model"""
@@ -519,11 +522,14 @@ class InfoReply(_message.Message):
     layers: _builtins.int
     context: _builtins.int
     has_tokenizer: _builtins.bool
+    """or else only token_ids are taken, and texts are empty"""
     sessions_running: _builtins.int
     kv_bytes_used: _builtins.int
     kv_bytes_limit: _builtins.int
     started_at: _builtins.float
     """seconds since 1970-01-01 UTC"""
+    has_chat_template: _builtins.bool
+    """or else `chat` is refused"""
     def __init__(
         self,
         *,
@@ -539,10 +545,11 @@ class InfoReply(_message.Message):
         kv_bytes_used: _builtins.int = ...,
         kv_bytes_limit: _builtins.int = ...,
         started_at: _builtins.float = ...,
+        has_chat_template: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context", b"context", "dtype", b"dtype", "family", b"family", "has_tokenizer", b"has_tokenizer", "kv_bytes_limit", b"kv_bytes_limit", "kv_bytes_used", b"kv_bytes_used", "layers", b"layers", "model_id", b"model_id", "sessions_running", b"sessions_running", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context", b"context", "dtype", b"dtype", "family", b"family", "has_chat_template", b"has_chat_template", "has_tokenizer", b"has_tokenizer", "kv_bytes_limit", b"kv_bytes_limit", "kv_bytes_used", b"kv_bytes_used", "layers", b"layers", "model_id", b"model_id", "sessions_running", b"sessions_running", "started_at", b"started_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
