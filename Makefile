@@ -11,7 +11,7 @@ PROMPT ?= What is the capital of France?
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test unit families e2e slow lint types laws protos ci bench bench-decode bench-experts bench-start bench-pack clean
+.PHONY: help demo test unit families e2e slow lint types laws protos ci bench bench-decode bench-experts bench-linear bench-start bench-pack clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,19 +56,22 @@ slow: $(STAMP)  ## Minutes long: a 4 GB checkpoint, a hundred runs in a row
 
 ci: test lint types laws protos slow  ## All that CI asks
 
-bench: bench-decode bench-experts bench-start bench-pack  ## Every figure that the README quotes
+bench: bench-decode bench-experts bench-linear bench-start bench-pack  ## Every figure that the README quotes
 
 bench-decode: $(STAMP)  ## Tokens a second against transformers, batch 1 and 8
-	$(BIN)/python bench/decode.py
+	$(BIN)/python -m bench.decode
 
 bench-experts: $(STAMP)  ## Ways to compute experts at 1, 8, 64 and 256 rows
-	$(BIN)/python bench/experts.py
+	$(BIN)/python -m bench.experts
+
+bench-linear: $(STAMP)  ## Ways to multiply a few rows by a weight
+	$(BIN)/python -m bench.linear
 
 bench-start: $(STAMP)  ## Start to first token, and memory without weights
-	$(BIN)/python bench/start.py
+	$(BIN)/python -m bench.start
 
 bench-pack: $(STAMP)  ## Peak memory of packing 4 GB
-	$(BIN)/python bench/pack_memory.py
+	$(BIN)/python -m bench.pack_memory
 
 clean:  ## Remove the environment and caches (not the demo model)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

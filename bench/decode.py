@@ -3,14 +3,15 @@
 python -m bench.decode [--no-demo] [--no-bench] [--rounds 5] [--threads 1] [--all]
 
 How to read it.  Greedy answers of 64 tokens to prompts of 32, one at a time (batch 1) and eight at once (batch 8: eight
-sessions here, one padded-free batch there).  `decode` counts the tokens after each answer's first, over the time from the
-first first token to the last token of all; `answer` counts all tokens, over the time from asking to the last one;
-`prefill` counts the prompt's tokens, over the time from asking to the first token.
+sessions here, one batch without padding there).  `decode` counts the tokens after each answer's first, over the time
+from the earliest first token to the last token of all; `answer` counts all tokens, over the time from asking to the
+last one; `prefill` counts the prompt's tokens, over the time from asking to the first token.
 
-transformers is the fastest of its experts functions in the warm-up (`--all` tries batched_mm too, which copies weights).
-"node" is a child process, `shoal run`, asked through gRPC from this one; "worker" is the same engine without process,
-gRPC and door around it.  Each side is idle while another computes.  Ratios are of the medians; in brackets the least
-and the greatest of a round.  Above 1, shoal is faster.
+transformers is the fastest of its experts functions (`--all` tries batched_mm too, which copies weights); one that is
+far behind in the warm-up is not run again.  "node" is a child process, `shoal run`, asked through gRPC from this one;
+"worker" is the same engine without process, gRPC and door around it.  Each side is idle while another computes.
+Ratios are of the medians; in brackets the least and the greatest of a round.  Above 1, shoal is faster.  "same tokens"
+are the answers, node's and worker's, that equal those of transformers' grouped_mm in the warm-up.
 """
 
 from __future__ import annotations
