@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from protos.errors import BrokenInvariant, InvalidRequest, Overloaded
+from protos.errors import BrokenInvariant, InvalidRequest, OutOfMemory, Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,7 +83,8 @@ class SessionKv:
     def _check_rows(self, start: int, rows: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> int:
         if rows.keys() != self.keys.keys():
             raise InvalidRequest(f"KV for layers {sorted(rows)} was sent, this stage holds layers {sorted(self.keys)}")
-        count = next(iter(rows.values()))[0].shape[1]
+        first = next(iter(rows.values()))[0]
+        count = first.shape[1] if first.dim() == 3 else 0
         if not 0 <= start <= self.held or start + count > self.positions:
             raise InvalidRequest(
                 f"KV rows {start} to {start + count} do not fit: {self.held} held, {self.positions} reserved"
@@ -113,7 +114,13 @@ class KvPool:
         return sum(layer.bytes for layer in self.layers.values())
 
     def reserve(self, session: SessionId, positions: int) -> SessionKv:
-        """Reserves `positions` for a new session.  Raises Overloaded when the pool's limit does not allow it now."""
+        """Reserves `positions` for a new session.
+
+        Raises Overloaded when the limit does not allow it now, InvalidRequest when it never will, and OutOfMemory when
+        the limit would but the machine does not; then nothing is reserved.
+        """
+        if session in self._sessions:
+            raise BrokenInvariant(f"session {session} has its KV already")
         needed = positions * self.bytes_per_position
         if needed > self.bytes_max:
             raise InvalidRequest(
@@ -124,7 +131,12 @@ class KvPool:
                 f"KV is full: {positions} positions need {needed} bytes, {self.bytes_max - self.bytes_used} are free",
                 retry_after_s=RETRY_AFTER_S,
             )
-        kv = SessionKv(self.layers, positions, self.device)
+        try:
+            kv = SessionKv(self.layers, positions, self.device)
+        except RuntimeError as error:  # what torch raises when an allocation fails, on any device
+            raise OutOfMemory(
+                f"{positions} positions need {needed} bytes of KV, which {self.device} does not have: lower kv_limit"
+            ) from error
         self._sessions[session] = kv
         self.bytes_used += needed
         return kv
