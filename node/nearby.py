@@ -53,13 +53,14 @@ def connected(wanted: Wanted, tell: Callable[[str], None]) -> Iterator[Client]:
     address = None if wanted.store is not None else _find(wanted.model)
     with contextlib.ExitStack() as stack:
         if address is None:
-            tell("starting a node for this answer, which takes a moment ('shoal run' keeps one ready)")
+            tell(f"{_none_found(wanted)}: starting one for this answer ('shoal run' keeps one ready)")
             address = stack.enter_context(_started(wanted))
         yield stack.enter_context(Client(address))
 
 
 def _check_model(client: Client, model: str) -> None:
-    if model and not (served := client.info().model_id).startswith(model):
+    served = client.reach().model_id
+    if not served.startswith(model):
         raise WrongModel(f"the node at {client.address} serves model {served}, not {model}")
 
 
@@ -69,6 +70,14 @@ def _find(model: str) -> str | None:
             if client.info(PROBE_S).model_id.startswith(model):
                 return address
     return None
+
+
+def _none_found(wanted: Wanted) -> str:
+    """Why none is used that runs already, and where it was looked for."""
+    if wanted.store is not None:
+        return f"--store asks for a node with {wanted.store}"
+    serving = f" that serves {wanted.model}" if wanted.model else ""
+    return f"no node of yours{serving} runs on this machine (looked in {presence.folder()})"
 
 
 @contextlib.contextmanager

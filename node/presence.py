@@ -26,10 +26,12 @@ _NODES_MAX = 64
 
 
 def folder() -> Path:
-    """Gone after a restart of the machine, where the system has such a place; platformdirs warns where it has none."""
-    if os.environ.get("XDG_RUNTIME_DIR") or sys.platform != "linux":
+    """Gone after a restart of the machine, where the system has such a place."""
+    if sys.platform != "linux":
         return platformdirs.user_runtime_path("shoal")
-    return Path(tempfile.gettempdir()) / f"shoal-{os.getuid()}"
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "shoal"
+    return Path(tempfile.gettempdir()) / f"shoal-{os.getuid()}"  # what platformdirs would warn about
 
 
 @contextlib.contextmanager
@@ -51,10 +53,24 @@ def announced(address: str) -> Iterator[None]:
 
 
 def _write(path: Path, address: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_private(path.parent)
+    addresses()  # sweeps what nodes that were killed left
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"pid": os.getpid(), "address": address}))
+    entry = {"pid": os.getpid(), "created": psutil.Process().create_time(), "address": address}
+    partial.unlink(missing_ok=True)
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123  (no Path has flags)
+        json.dump(entry, file)
     partial.replace(path)
+
+
+def _make_private(path: Path) -> None:
+    """Raises PermissionError for a folder that another user made first: in a shared /tmp anybody can."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.stat()
+    if status.st_uid != os.getuid():
+        raise PermissionError(f"{path} belongs to another user")
+    if status.st_mode & 0o077:
+        path.chmod(0o700)
 
 
 def addresses() -> list[str]:
@@ -63,14 +79,22 @@ def addresses() -> list[str]:
     for path in _newest_first():
         try:
             entry = json.loads(path.read_text())
-            pid, address = int(entry["pid"]), str(entry["address"])
+            pid, created, address = int(entry["pid"]), float(entry["created"]), str(entry["address"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # being removed, or none of ours
-        if psutil.pid_exists(pid):
+        if _lives(pid, created):
             found.append(address)
         else:
             path.unlink(missing_ok=True)
     return found
+
+
+def _lives(pid: int, created: float) -> bool:
+    """Pids are used again: a process that began at another time is another one."""
+    try:
+        return abs(psutil.Process(pid).create_time() - created) < 1.0
+    except psutil.Error:
+        return False
 
 
 def _newest_first() -> list[Path]:
