@@ -134,7 +134,7 @@ class Stage:
             raise Fenced(f"session {step.session} is at epoch {session.epoch}, the step carries {step.epoch}")
         if step.epoch > session.epoch:
             raise InvalidRequest(
-                f"session {step.session} is at epoch {session.epoch}, the step carries {step.epoch}: it must be raised first"
+                f"session {step.session} is at epoch {session.epoch}, the step carries {step.epoch}: raise it first"
             )
         self._check_input(step)
         if not 0 <= step.start < step.end <= step.until <= session.kv.positions:
@@ -146,6 +146,12 @@ class Stage:
             raise Gap(
                 f"session {step.session} holds {session.kv.held} positions, the step starts at {step.start}",
                 held=session.kv.held,
+            )
+        scored = len(session.prompt_logprobs)
+        if self.body.is_last and session.params.prompt_logprobs and scored < step.start < session.prompt_len:
+            raise Gap(
+                f"of the prompt of session {step.session} {scored} rows are scored, the step starts at {step.start}",
+                held=scored,
             )
         known = step.start if step.tokens is not None else step.end if self.body.is_last else 0
         if len(session.log) < known:
@@ -215,24 +221,23 @@ class Stage:
     ) -> list[StepResult | ShoalError]:
         final = [part.last - 1 for chunk, part in zip(chunks, slices, strict=True) if chunk.ends_feed]
         logits = self.body.head(hidden if len(final) == hidden.shape[0] else hidden[final]) if final else hidden[:0]
-        results: list[StepResult | ShoalError] = []
-        row = 0
+        rows = iter(logits)
+        outcomes: list[tuple[StepResult, list[float]] | ShoalError] = []
         for chunk, session, part in zip(chunks, sessions, slices, strict=True):
-            self._score_prompt(chunk, session, hidden[part.first : part.last])
-            if not chunk.ends_feed:
-                results.append(StepResult(chunk.step.session, chunk.step.epoch, chunk.end))
-                continue
+            row = next(rows) if chunk.ends_feed else None
             try:
-                results.append(self._next_token(chunk.step, session, logits[row]))
+                scores = self._score_prompt(chunk, session, hidden[part.first : part.last])
+                outcomes.append((self._outcome(chunk, session, scores, row), scores))
             except ShoalError as error:  # this session's alone: the batch goes on
-                results.append(error)
-            row += 1
-        return results
+                outcomes.append(error)
+        return [self._keep(*item) for item in zip(chunks, sessions, outcomes, strict=True)]
 
-    def _next_token(self, step: Step, session: _Session, logits: torch.Tensor) -> StepResult:
+    @staticmethod
+    def _outcome(chunk: Chunk, session: _Session, scores: list[float], logits: torch.Tensor | None) -> StepResult:
+        step = chunk.step
+        if logits is None:
+            return StepResult(step.session, step.epoch, chunk.end)
         found = sampler.sample(logits, session.params, session.log, session.prompt_len, step.allowed)
-        session.log.append(found.token)
-        scores = session.prompt_logprobs
         complete = session.params.prompt_logprobs and step.until == session.prompt_len
         return StepResult(
             step.session,
@@ -241,20 +246,35 @@ class Stage:
             token=found.token,
             logprob=found.logprob,
             top=found.top,
-            prompt_logprobs=tuple(scores) if complete else None,
+            prompt_logprobs=(*session.prompt_logprobs[: chunk.start], *scores) if complete else None,
         )
 
-    def _score_prompt(self, chunk: Chunk, session: _Session, hidden: torch.Tensor) -> None:
+    @staticmethod
+    def _keep(
+        chunk: Chunk, session: _Session, outcome: tuple[StepResult, list[float]] | ShoalError
+    ) -> StepResult | ShoalError:
+        """Changes the session, once nothing of the batch can fail any more."""
+        if isinstance(outcome, ShoalError):
+            return outcome
+        result, scores = outcome
+        session.prompt_logprobs[chunk.start :] = scores
+        if result.token is not None:
+            session.log.append(result.token)
+        return result
+
+    def _score_prompt(self, chunk: Chunk, session: _Session, hidden: torch.Tensor) -> list[float]:
         """Log-probabilities of the prompt's tokens that follow the chunk's rows, the head in blocks."""
         if not session.params.prompt_logprobs:
-            return
+            return []
         end = min(chunk.end, session.prompt_len - 1)
         block = max(1, sampler.PROMPT_BLOCK_BYTES_MAX // (4 * self.vocab))
+        scores: list[float] = []
         for at in range(chunk.start, end, block):
             stop = min(end, at + block)
             logits = self.body.head(hidden[at - chunk.start : stop - chunk.start])
             targets = torch.tensor(session.log[at + 1 : stop + 1], device=logits.device)
-            session.prompt_logprobs[at:stop] = sampler.prompt_logprobs(logits, targets)
+            scores += sampler.prompt_logprobs(logits, targets)
+        return scores
 
     def _find(self, session: SessionId) -> _Session:
         try:
@@ -276,6 +296,8 @@ class Stage:
             return
         if step.rows is None:
             raise InvalidRequest("a later stage takes rows, token ids alone do not do")
+        if step.rows.dim() != 2:
+            raise InvalidRequest(f"rows have the shape {tuple(step.rows.shape)}, expected [rows, {self.body.hidden}]")
         expected = (step.end - step.start if step.tokens is None else len(step.tokens), self.body.hidden)
         if tuple(step.rows.shape) != expected or step.rows.dtype != self.body.dtype:
             raise InvalidRequest(
