@@ -70,7 +70,9 @@ class ExpertBank:
         for pair, chosen in enumerate(expert):
             groups.setdefault(chosen, []).append(pair)
         out = hidden.new_empty((len(row), hidden.shape[1]))
-        kernel = self._kernels[layer]
+        kernel = self._kernels.get(layer)
+        if kernel is None and groups:
+            raise UnitMissing(f"no experts of layer {layer} are held here")
         for chosen, pairs in groups.items():
             weights = self._weights(layer, chosen)
             if len(pairs) == 1:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from protos.errors import BrokenInvariant, Overloaded, ShoalError, ShuttingDown
+from protos.errors import BrokenInvariant, Gap, Overloaded, ShoalError, ShuttingDown, UnknownSession
 from shard import batch
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Worker:
         return future
 
     def truncate(self, session: SessionId, position: int) -> Future[None]:
-        """Rewinds a session's KV; a step that is under way is given up first."""
+        """Rewinds a session's KV; a step that is under way fails with Gap."""
         return self._submit(lambda: self._truncate(session, position))
 
     def close(self, session: SessionId) -> Future[None]:
@@ -156,8 +156,8 @@ class Worker:
             if session in self._feeds:
                 raise BrokenInvariant(f"session {session} has a step under way")
             self._stage.begin(feed.step)
-        except ShoalError as error:
-            _fail(feed.future, error)
+        except Exception as error:  # noqa: BLE001  (it belongs to the caller, and the thread lives on)
+            _fail(feed.future, _named(error))
         else:
             self._feeds[session] = feed
 
@@ -182,7 +182,7 @@ class Worker:
         if chunk.ends_step:
             del self._feeds[chunk.step.session]
             self._expected.add(chunk.step.session)
-            _resolve(feed.future, _joined(result, feed.rows))
+            _settle(_Job(lambda: _joined(result, feed.rows), feed.future))
 
     def _open(self, request: OpenSession) -> None:
         if len(self._stage) >= self._sessions_max:
@@ -190,18 +190,18 @@ class Worker:
         self._stage.open(request)
 
     def _truncate(self, session: SessionId, position: int) -> None:
-        self._give_up(session, "rewound")
+        self._give_up(session, Gap(f"session {session} was rewound to {position} during a step", held=position))
         self._stage.truncate(session, position)
 
     def _close(self, session: SessionId) -> None:
         self._expected.discard(session)
-        self._give_up(session, "closed")
+        self._give_up(session, UnknownSession(f"session {session} was closed during a step"))
         self._stage.close(session)
 
-    def _give_up(self, session: SessionId, why: str) -> None:
+    def _give_up(self, session: SessionId, error: ShoalError) -> None:
         feed = self._feeds.pop(session, None)
         if feed is not None:
-            _fail(feed.future, ShuttingDown(f"session {session} was {why} during a step"))
+            _fail(feed.future, error)
 
 
 class ExpertWorker:
@@ -233,7 +233,7 @@ class ExpertWorker:
         return future
 
     def shutdown(self) -> None:
-        """Ends the thread after the calls that wait.  May be repeated."""
+        """Ends the thread after the calls that wait; those that were cancelled are not computed.  May be repeated."""
         with self._lock:
             if not self._stopped:
                 self._stopped = True
@@ -243,7 +243,10 @@ class ExpertWorker:
     def _loop(self) -> None:
         with torch.inference_mode():
             while not isinstance(item := self._inbox.get(), _Stop):
-                _settle(item)
+                if item.future.cancelled():
+                    item.future.set_running_or_notify_cancel()
+                else:
+                    _settle(item)
 
 
 def _settle(job: _Job) -> None:
