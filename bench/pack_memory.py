@@ -1,4 +1,4 @@
-"""Peak memory of `shoal pack` on a 4 GB checkpoint made on the spot, against two layers + 400 MiB.
+"""Peak memory of `shoal pack` on a 4 GB checkpoint made on the spot, against two layers + 400 MiB; then it is served.
 
 python -m bench.pack_memory [--layers 8] [--experts 32] [--folder DIR]
 
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,9 +44,11 @@ def main() -> int:
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         report = json.loads(done.stdout.splitlines()[-1])
         seconds = time.monotonic() - started
+        answer = _ask(Path(folder) / "store")
     limit = 2 * layer + ALLOWANCE_BYTES
     print(f"imports alone: {report['imports'] / MIB:.0f} MiB")
     print(f"peak: {report['peak'] / MIB:.0f} MiB; two layers + 400 MiB: {limit / MIB:.0f} MiB; {seconds:.0f} s")
+    print(f"served: 8 tokens, the first after {answer['timings']['prefill_s']:.1f} s: {answer['token_ids']}")
     print("passed" if report["peak"] < limit else "FAILED")
     return 0 if report["peak"] < limit else 1
 
@@ -64,6 +67,15 @@ def _child(folder: Path) -> int:
     pack(folder / "checkpoint", UnitStore(folder / "store"))
     print(json.dumps({"imports": imports, "peak": _peak()}))
     return 0
+
+
+def _ask(store: Path) -> dict[str, Any]:
+    options = ["--token-ids", "5,17,9", "--max-tokens", "8", "--ignore-eos", "--temperature", "0", "--json"]
+    command = [sys.executable, "-m", "node.cli", "generate", "--store", str(store), *options]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert len(answer["token_ids"]) == 8
+    return answer
 
 
 def _peak() -> int:
