@@ -5,24 +5,30 @@ Law: a wrong value is one line that names the field, the value and the range, be
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
-from pydantic import ByteSize, Field, ValidationError
+from pydantic import ByteSize, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from protos.errors import InvalidRequest
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 FILE_NAME = "shoal.toml"
+PREFIX = "SHOAL_"
+FILE_VARIABLE = "SHOAL_CONFIG"
 
 
 class Config(BaseSettings):
     """Every field may stand in shoal.toml by its name, or in the environment as SHOAL_<NAME>."""
 
-    model_config = SettingsConfigDict(env_prefix="SHOAL_", frozen=True, extra="forbid", validate_default=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", validate_default=True)
 
     store: Path = Field(
         default_factory=lambda: platformdirs.user_data_path("shoal"),
@@ -37,7 +43,8 @@ class Config(BaseSettings):
         default="127.0.0.1",
         min_length=1,
         max_length=255,
-        description="Address to listen on. There is no encryption yet: anything beyond loopback is readable by others.",
+        description="Address to listen on: 127.0.0.1, ::1 or localhost. Others need authentication, which "
+        "comes with the next version.",
     )
     port: int = Field(default=7645, ge=0, le=65535, description="TCP port, 0 to 65535. 0: any free one.")
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, cuda, cuda:N, or mps.")
@@ -82,10 +89,23 @@ class Config(BaseSettings):
         default="console", description="console: for people. json: one object a line."
     )
 
+    @field_validator("host")
+    @classmethod
+    def _is_loopback(cls, host: str) -> str:
+        """The wire has no authentication: whoever could reach the port could use the node and read its answers."""
+        try:
+            loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback:
+            raise ValueError("only a loopback address is allowed")
+        return host
+
 
 def load(flags: dict[str, Any] | None = None, file: Path | None = None) -> Config:
     """The configuration.  A flag that is None is not set.  Raises InvalidRequest with one line for what is wrong."""
     path = _find(file)
+    _refuse_unknown(os.environ)
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     try:
         return _layered(path)(**given)
@@ -93,6 +113,14 @@ def load(flags: dict[str, Any] | None = None, file: Path | None = None) -> Confi
         raise InvalidRequest(_explain(error, path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InvalidRequest(f"the configuration file {path} cannot be read: {error}") from None
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    """A misspelt SHOAL_MEMORY_LIMIT must not become a node without a limit."""
+    known = {f"{PREFIX}{name.upper()}" for name in Config.model_fields} | {FILE_VARIABLE}
+    for name in environment:
+        if name.startswith(PREFIX) and name not in known:
+            raise InvalidRequest(f"{name} is no setting; there are {', '.join(sorted(known))}")
 
 
 def _layered(path: Path | None) -> type[Config]:
@@ -113,7 +141,7 @@ def _layered(path: Path | None) -> type[Config]:
 
 def _find(file: Path | None) -> Path | None:
     """The file named by the flag or SHOAL_CONFIG, which must exist; else ./shoal.toml or the user's, if any."""
-    named = file or (Path(os.environ["SHOAL_CONFIG"]) if os.environ.get("SHOAL_CONFIG") else None)
+    named = file or (Path(os.environ[FILE_VARIABLE]) if os.environ.get(FILE_VARIABLE) else None)
     if named is not None:
         if not named.is_file():
             raise InvalidRequest(f"there is no configuration file {named}")
@@ -132,4 +160,5 @@ def _explain_field(name: str, detail: Any) -> str:
     field = Config.model_fields.get(name)
     if field is None:
         return f"{name} is no setting; there are {', '.join(Config.model_fields)}"
-    return f"{name} is {detail['input']!r}: {detail['msg'][:1].lower()}{detail['msg'][1:]}. {name}: {field.description}"
+    reason = detail["msg"].removeprefix("Value error, ")
+    return f"{name} is {detail['input']!r:.80}: {reason[:1].lower()}{reason[1:]}. {name}: {field.description}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def configure(level: str = "info", form: Literal["console", "json"] = "console") -> None:
     """Sets up logging for the process; may be called again."""
     structlog.configure(
-        processors=[*_processors(), _renderer(form)],
+        processors=[*_processors(form), _renderer(form)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=lambda *_: _Stderr(),
         cache_logger_on_first_use=False,
@@ -42,16 +42,19 @@ class _Stderr:
     debug = info = warning = error = critical = exception = msg
 
 
-def _processors() -> list[Processor]:
+def _processors(form: str) -> list[Processor]:
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    if form == "console":
+        stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
     return [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        stamp,
         structlog.processors.StackInfoRenderer(),
     ]
 
 
 def _renderer(form: str) -> Processor:
     if form == "console":
-        return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
     return structlog.processors.JSONRenderer()

@@ -10,8 +10,6 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from node import log
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -23,39 +21,48 @@ SHOWN_AFTER_S = 0.3
 
 
 @contextlib.contextmanager
-def shown() -> Iterator[Report]:
-    """A function to call with (what, done, total) as the work goes on; from one thread at a time."""
+def shown(tell: Callable[[str], object]) -> Iterator[Report]:
+    """A function to call with (what, done, total) as the work goes on, from one thread at a time.
+
+    A total of 0 is of what cannot be counted: it is shown at once.  `tell` hears the phases if there is no terminal.
+    """
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield _Lines(tell)
         return
     with contextlib.ExitStack() as stack:
         yield _Bars(stack)
 
 
 class _Lines:
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        self._tell = tell
         self._phase = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what != self._phase:
             self._phase = what
-            log.get("progress").info(what)
+            self._tell(what)
 
 
 class _Bars:
+    """One bar: of the phase that runs."""
+
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
         self._since = time.monotonic()
         self._progress: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._task: TaskID | None = None
+        self._phase = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if self._progress is None and time.monotonic() - self._since < SHOWN_AFTER_S:
+        if self._progress is None and total and time.monotonic() - self._since < SHOWN_AFTER_S:
             return
         progress = self._progress = self._progress or self._begin()
-        if what not in self._tasks:
-            self._tasks[what] = progress.add_task(what, total=total)
-        progress.update(self._tasks[what], completed=done, total=total)
+        if what != self._phase or self._task is None:
+            if self._task is not None:
+                progress.remove_task(self._task)
+            self._phase, self._task = what, progress.add_task(what, total=total or None)
+        progress.update(self._task, completed=done)
 
     def _begin(self) -> Progress:
         from rich.console import Console

@@ -6,6 +6,8 @@ for every answer that may run or wait, and for refusals beside them, so that not
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
@@ -73,18 +75,25 @@ def _bind(server: grpc.Server, config: Config) -> int:
     host = f"[{config.host}]" if ":" in config.host else config.host
     try:
         port = server.add_insecure_port(f"{host}:{config.port}")
-    except RuntimeError as error:  # grpc raises this for whatever bind() says
-        raise _unbound(config, str(error)) from None
+    except RuntimeError:  # grpc raises this for whatever bind() says, and does not say it
+        port = 0
     if port == 0:
-        raise _unbound(config, "bind failed")
+        raise PortInUse(
+            f"cannot listen on {config.host} port {config.port} ({_reason(config)}): "
+            "stop the process that holds it, or choose another with --port (0: any free one)"
+        )
     return port
 
 
-def _unbound(config: Config, reason: str) -> PortInUse:
-    return PortInUse(
-        f"cannot listen on {config.host} port {config.port} ({reason}): another process may hold the port; "
-        "stop it, or choose another with --port (0: any free one)"
-    )
+def _reason(config: Config) -> str:
+    """What the system says to whoever wants this address."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            return os.strerror(error.errno or 0)
+    return "it is free again now; try again"
 
 
 class _InPool:

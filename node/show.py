@@ -5,6 +5,7 @@ Pure: manifests in, tables out.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -33,7 +34,6 @@ def models(manifests: Iterable[Manifest]) -> Table:
     for column in ("model", "family", "dtype", "layers", "experts", "context", "size"):
         table.add_column(column, justify="left" if column in ("model", "family", "dtype") else "right")
     for manifest in manifests:
-        whole = manifest.size(entry.name for entry in manifest.units)
         table.add_row(
             manifest.model_id[:12],
             manifest.family,
@@ -41,7 +41,7 @@ def models(manifests: Iterable[Manifest]) -> Table:
             str(manifest.layers),
             _range(manifest.experts),
             str(manifest.context),
-            size(whole),
+            size(_bytes(manifest)),
         )
     return table
 
@@ -64,6 +64,8 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         "oracle": manifest.oracle,
         "has_tokenizer": manifest.has_tokenizer,
         "tied": manifest.tied,
+        "bytes": _bytes(manifest),
+        "expert_bytes": _bytes(manifest, "expert"),
         "units": {entry.name: {"sha256": entry.sha256, "bytes": entry.size} for entry in manifest.units},
     }
 
@@ -73,8 +75,6 @@ def head(manifest: Manifest) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    experts = [entry.size for entry in manifest.units if units.parse(entry.name).kind == "expert"]
-    whole = manifest.size(entry.name for entry in manifest.units)
     for name, value in (
         ("model", manifest.model_id),
         ("architecture", f"{manifest.architecture} ({manifest.family})"),
@@ -84,34 +84,63 @@ def head(manifest: Manifest) -> Table:
         ("context", f"{manifest.context} tokens"),
         ("tokenizer", "yes" if manifest.has_tokenizer else "no: use --token-ids"),
         ("answers as", f"transformers with {manifest.oracle}"),
-        ("size", f"{size(whole)}, {100 * sum(experts) / whole:.0f} % of it experts"),
+        ("size", f"{size(_bytes(manifest))}, {_share(_bytes(manifest, 'expert'), manifest)} of it experts"),
     ):
         table.add_row(name, value)
     return table
 
 
-def layers(manifest: Manifest) -> Table:
-    """Units and sizes by layer."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("unit", "count", "each", "together", "sha256"):
-        table.add_column(column, justify="left" if column in ("unit", "sha256") else "right")
-    for name, sizes, digest in _groups(manifest):
-        each = size(sizes[0]) if len(set(sizes)) == 1 else f"{size(min(sizes))} to {size(max(sizes))}"
-        table.add_row(name, str(len(sizes)), each, size(sum(sizes)), digest)
+def kinds(manifest: Manifest) -> Table:
+    """Units by kind, and all of them together."""
+    table = _table("unit", "count", "each", "together", "share")
+    for kind in ("text", "embed", "trunk", "expert", "head"):
+        sizes = [entry.size for entry in manifest.units if units.parse(entry.name).kind == kind]
+        table.add_row(kind, str(len(sizes)), _sizes(sizes), size(sum(sizes)), _share(sum(sizes), manifest))
+    table.add_row("total", str(len(manifest.units)), "", size(_bytes(manifest)), "100 %", style="bold")
     return table
 
 
-def _groups(manifest: Manifest) -> list[tuple[str, list[int], str]]:
-    """Units in order, a layer's experts as one line."""
-    groups: dict[str, tuple[list[int], str]] = {}
-    for entry in manifest.units:
-        unit = units.parse(entry.name)
-        is_expert = unit.kind == "expert"
-        sizes, _ = groups.setdefault(
-            f"expert.{unit.layer}.*" if is_expert else entry.name, ([], "" if is_expert else entry.sha256[:12])
-        )
-        sizes.append(entry.size)
-    return [(name, sizes, digest) for name, (sizes, digest) in groups.items()]
+def layers(manifest: Manifest) -> Table:
+    """Layers, those in a row that are alike as one line."""
+    table = _table("layers", "experts", "trunk", "expert", "layer")
+    shapes = [_layer(manifest, layer) for layer in range(manifest.layers)]
+    first = 0
+    for shape, alike in itertools.groupby(shapes):
+        last = first + len(list(alike)) - 1
+        table.add_row(f"{first} to {last}" if last > first else str(first), *shape)
+        first = last + 1
+    return table
+
+
+def _layer(manifest: Manifest, layer: int) -> tuple[str, str, str, str]:
+    """A layer's cells: its experts, the sizes of its trunk, of an expert, and of all."""
+    trunk = manifest.unit(units.trunk(layer)).size
+    experts = [manifest.unit(units.expert(layer, e)).size for e in range(manifest.experts[layer])]
+    return str(len(experts)) if experts else "dense", size(trunk), _sizes(experts), size(trunk + sum(experts))
+
+
+def _table(first: str, *numbers: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _bytes(manifest: Manifest, kind: str | None = None) -> int:
+    return sum(entry.size for entry in manifest.units if kind is None or units.parse(entry.name).kind == kind)
+
+
+def _share(count: int, manifest: Manifest) -> str:
+    return f"{100 * count / _bytes(manifest):.0f} %"
+
+
+def _sizes(sizes: Sequence[int]) -> str:
+    """What one of them takes."""
+    if not sizes:
+        return ""
+    low, high = size(min(sizes)), size(max(sizes))
+    return low if low == high else f"{low} to {high}"
 
 
 def _range(experts: Sequence[int]) -> str:

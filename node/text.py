@@ -80,6 +80,7 @@ class Text:
 
     def chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Token ids of a conversation of (role, content), up to where the assistant's next words begin."""
+        self._need()
         if self._template is None:
             raise InvalidRequest("this model has no chat template; send a plain prompt")
         if not messages:

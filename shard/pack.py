@@ -14,7 +14,7 @@ import torch
 from protos import units
 from protos.errors import InvalidRequest, UnsupportedModel
 from protos.manifest import DTYPES, Manifest, TensorEntry, UnitEntry
-from shard import heap
+from shard import heap, packed
 from shard.anatomy import Anatomy, Part
 from shard.checkpoint import CONFIG, Checkpoint
 from shard.conversion import Conversion, listed
@@ -47,7 +47,9 @@ def pack(
         raise InvalidRequest(f"dtype is {dtype!r:.80}; it must be one of {', '.join(DTYPES)}")
     packing = _Packing(Checkpoint(checkpoint), store, grain, dtype)
     with heap.lean():
-        return packing.run(progress or (lambda done, total, name: None))
+        manifest = packing.run(progress or (lambda done, total, name: None))
+    packed.note(checkpoint, store, manifest.model_id, grain=grain, dtype=dtype)
+    return manifest
 
 
 class _Packing:

@@ -20,10 +20,10 @@ import psutil
 import torch
 
 from protos import units
-from protos.errors import InvalidManifest, InvalidRequest, StoreFull, UnitMismatch, UnitMissing
-from protos.ids import ModelId, UnitHash
-from protos.limits import MANIFEST_BYTES_MAX
+from protos.errors import InvalidManifest, StoreFull, UnitMismatch, UnitMissing
+from protos.ids import UnitHash
 from protos.manifest import Manifest, TensorEntry, UnitEntry
+from shard.catalogue import Catalogue
 from shard.unit_file import DamagedFileError, chunks, mapped
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from protos.ids import UnitName
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-_MANIFEST_FILE = re.compile(r"[0-9a-f]{64}\.json")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
-_PREFIX = re.compile(r"[0-9a-f]{1,64}")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -43,56 +41,13 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-class UnitStore:
+class UnitStore(Catalogue):
     """One directory, made on first writing.  Safe to use from several threads and processes at once."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        super().__init__(root)
         self._verified: set[tuple[str, int, int, int]] = set()
         self._lock = threading.Lock()
-
-    def models(self) -> list[ModelId]:
-        """The ids of the models whose manifest is here, sorted."""
-        folder = self.root / "models"
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        return [ModelId(name.removesuffix(".json")) for name in names if _MANIFEST_FILE.fullmatch(name)]
-
-    def manifest(self, prefix: str | None = None) -> Manifest:
-        """The manifest whose id begins with `prefix`, or the only one.
-
-        Raises UnitMissing (none), InvalidRequest (several, or no id), InvalidManifest (damaged, or another model's).
-        """
-        path = self.root / "models" / f"{self._choose(prefix)}.json"
-        if path.stat().st_size > MANIFEST_BYTES_MAX:
-            raise InvalidManifest(f"{path} has {path.stat().st_size} bytes; at most {MANIFEST_BYTES_MAX} are allowed")
-        try:
-            manifest = Manifest.from_bytes(path.read_bytes())
-        except InvalidManifest as error:
-            raise InvalidManifest(f"{path}: {error}; remove it and pack or fetch the model again") from error
-        if manifest.model_id != path.stem:
-            raise InvalidManifest(f"{path} is the manifest of another model, {manifest.model_id}; remove or rename it")
-        return manifest
-
-    def _choose(self, prefix: str | None) -> ModelId:
-        if prefix is not None and not _PREFIX.fullmatch(prefix):
-            raise InvalidRequest(f"{prefix!r:.80} is no model id: give its first hex digits")
-        models = self.models()
-        found = [model for model in models if model.startswith(prefix or "")]
-        if not models:
-            raise UnitMissing(f"the store {self.root} holds no model; pack one with: shoal pack CHECKPOINT {self.root}")
-        if not found:
-            raise UnitMissing(f"no model in {self.root} begins with {prefix}; it holds {_short(models)}")
-        if len(found) > 1:
-            raise InvalidRequest(f"{len(found)} models in {self.root} fit: {_short(found)}; give more digits of one id")
-        return found[0]
-
-    def path(self, entry: UnitEntry) -> Path:
-        return self.root / "units" / entry.sha256[:2] / f"{entry.sha256}.safetensors"
-
-    def holds(self, entry: UnitEntry) -> bool:
-        """True if the unit's file is here with the right size; its bytes are compared when they are used."""
-        path = self.path(entry)
-        return path.is_file() and path.stat().st_size == entry.size
 
     def verify(self, entry: UnitEntry) -> None:
         """Compares the file's sha256 with the manifest's, once per process unless the file changes.
@@ -215,10 +170,6 @@ def tensor_entries(tensors: Mapping[str, torch.Tensor]) -> tuple[TensorEntry, ..
 def _is_file(name: str, tensor: torch.Tensor) -> bool:
     """Names are checked since somebody may write the files to a folder."""
     return _FILE.fullmatch(name) is not None and tensor.dtype == torch.uint8 and tensor.dim() == 1
-
-
-def _short(models: list[ModelId]) -> str:
-    return ", ".join(model[:12] for model in models)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,10 +1,11 @@
 """Flags over environment over file over defaults; a wrong value is one line."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 
-from node import config
+from node import cli, config
 from protos.errors import InvalidRequest
 
 
@@ -22,11 +23,11 @@ def test_defaults_are_valid_and_bind_to_loopback(tmp_path: Path) -> None:
 
 
 def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "shoal.toml").write_text('port = 1\nhost = "file"\nqueue_max = 3\nmemory_limit = "4GiB"\n')
+    (tmp_path / "shoal.toml").write_text('port = 1\nhost = "127.0.0.2"\nqueue_max = 3\nmemory_limit = "4GiB"\n')
     monkeypatch.setenv("SHOAL_PORT", "2")
-    monkeypatch.setenv("SHOAL_HOST", "environment")
+    monkeypatch.setenv("SHOAL_HOST", "127.0.0.3")
     settings = config.load({"port": 3, "host": None})
-    assert (settings.port, settings.host, settings.queue_max) == (3, "environment", 3)
+    assert (settings.port, settings.host, settings.queue_max) == (3, "127.0.0.3", 3)
     assert settings.memory_limit == 4 << 30
     assert settings.sessions_max == 8
 
@@ -57,6 +58,10 @@ def test_a_named_file_replaces_the_usual_ones(tmp_path: Path, monkeypatch: pytes
         ({"log_level": "loud"}, r"log_level is 'loud'"),
         ({"log_format": "xml"}, r"log_format is 'xml'"),
         ({"host": ""}, r"host is ''"),
+        ({"host": "0.0.0.0"}, r"host is '0.0.0.0': only a loopback address is allowed. .* next version"),
+        ({"host": "::"}, r"host is '::'"),
+        ({"host": "10.0.0.2"}, r"host is '10.0.0.2'"),
+        ({"host": "example.org"}, r"host is 'example.org'"),
         ({"model": "a" * 65}, r"model is"),
     ],
 )
@@ -87,6 +92,21 @@ def test_a_file_that_is_not_there_is_an_error() -> None:
         config.load(file=Path("nowhere.toml"))
 
 
-def test_every_setting_says_what_it_is_and_has_a_flag_or_a_reason() -> None:
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.1", "::1"])
+def test_every_way_to_say_loopback_is_taken(host: str) -> None:
+    assert config.load({"host": host}).host == host
+
+
+def test_a_misspelt_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_MEMROY_LIMIT", "4GiB")
+    with pytest.raises(InvalidRequest, match=r"SHOAL_MEMROY_LIMIT is no setting; there are .*SHOAL_MEMORY_LIMIT"):
+        config.load()
+
+
+def test_every_setting_is_an_option_of_run() -> None:
+    assert set(config.Config.model_fields) <= set(inspect.signature(cli.run).parameters)
+
+
+def test_every_setting_says_what_it_is() -> None:
     for name, field in config.Config.model_fields.items():
         assert field.description, name

@@ -3,8 +3,10 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 
+import psutil
 import pytest
 
 from node import presence
@@ -22,23 +24,50 @@ def test_a_node_is_found_while_it_is_announced() -> None:
     assert presence.addresses() == []
 
 
-def test_only_its_owner_may_look_into_the_folder() -> None:
+def test_only_its_owner_may_look_into_the_folder_and_its_files() -> None:
+    presence.folder().mkdir(mode=0o755)
     with presence.announced("127.0.0.1:1"):
-        assert presence.folder().stat().st_mode & 0o077 == 0
+        assert presence.folder().stat().st_mode & 0o777 == 0o700
+        (file,) = presence.folder().iterdir()
+        assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_the_file_of_a_dead_process_is_removed() -> None:
     with presence.announced("127.0.0.1:1"):
         stale = presence.folder() / "node-999999999.json"
-        stale.write_text(json.dumps({"pid": 999999999, "address": "127.0.0.1:2"}))
+        stale.write_text(json.dumps({"pid": 999999999, "created": 1.0, "address": "127.0.0.1:2"}))
         assert presence.addresses() == ["127.0.0.1:1"]
         assert not stale.exists()
 
 
+def test_a_pid_that_another_process_has_now_is_not_the_node() -> None:
+    with presence.announced("127.0.0.1:1"):
+        stale = presence.folder() / "node-1.json"
+        stale.write_text(json.dumps({"pid": os.getpid(), "created": 1.0, "address": "127.0.0.1:2"}))
+        assert presence.addresses() == ["127.0.0.1:1"]
+        assert not stale.exists()
+
+
+def test_a_node_that_starts_sweeps_what_killed_ones_left() -> None:
+    presence.folder().mkdir(mode=0o700)
+    stale = presence.folder() / "node-999999999.json"
+    stale.write_text(json.dumps({"pid": 999999999, "created": 1.0, "address": "127.0.0.1:2"}))
+    with presence.announced("127.0.0.1:1"):
+        assert not stale.exists()
+
+
+def test_a_folder_that_somebody_else_made_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    presence.folder().mkdir(mode=0o700)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with presence.announced("127.0.0.1:1"):
+        assert list(presence.folder().iterdir()) == []
+
+
 def test_the_newest_node_comes_first_and_what_is_no_entry_is_passed_over() -> None:
+    created = psutil.Process().create_time()
     with presence.announced("127.0.0.1:1"):
         newer = presence.folder() / "node-1.json"
-        newer.write_text(json.dumps({"pid": os.getpid(), "address": "127.0.0.1:2"}))
+        newer.write_text(json.dumps({"pid": os.getpid(), "created": created, "address": "127.0.0.1:2"}))
         os.utime(newer, ns=(2**62, 2**62))
         (presence.folder() / "node-2.json").write_text("[]")
         (presence.folder() / "node-3.json").write_text("{")
@@ -56,4 +85,5 @@ def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert presence.folder() == tmp_path / "shoal"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
+    warnings.simplefilter("error")
     assert str(os.getuid()) in str(presence.folder()) or sys.platform != "linux"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from toy_node import answer, by_ids
+from toy_node import answer, by_ids, text_files
 from toy_server import Node
 
 from node.client import Client
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 from node.server import REFUSAL_THREADS, SPARE_CALLS_MAX
 from protos import inference_pb2 as pb
+from protos.limits import INFERENCE_MESSAGE_BYTES_MAX
 
 
 @pytest.fixture
@@ -58,6 +59,38 @@ def test_info_says_what_is_served_and_how_busy_it_is(node: Node) -> None:
         events.close()
     assert (info.family, info.layers, info.sessions_running, info.kv_bytes_used) == ("toy", 2, 1, 1)
     assert info.model_id == node.door.manifest.model_id
+    assert (info.has_tokenizer, info.has_chat_template) == (True, True)
+
+
+def test_info_says_what_a_model_cannot_take() -> None:
+    with Node(text_files(template=False)) as node, Client(node.address) as client:
+        assert (client.info().has_tokenizer, client.info().has_chat_template) == (True, False)
+    with Node({}) as node, Client(node.address) as client:
+        assert (client.info().has_tokenizer, client.info().has_chat_template) == (False, False)
+
+
+def test_a_request_of_the_largest_size_is_read_and_one_byte_more_is_refused_before_it_is_parsed(node: Node) -> None:
+    message = by_ids(5)
+    message.model = "x" * (INFERENCE_MESSAGE_BYTES_MAX - message.ByteSize() - 5)
+    assert message.ByteSize() == INFERENCE_MESSAGE_BYTES_MAX
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(node.address, options) as channel, Client(node.address) as client:
+        with pytest.raises(InvalidRequest, match="model has a length of"):
+            list(client.generate(message))
+        message.model += "x"
+        with pytest.raises(InvalidRequest, match=f"{INFERENCE_MESSAGE_BYTES_MAX + 1} bytes; at most"):
+            list(client.generate(message))
+        call = InferenceStub(channel).Generate(message)
+        with pytest.raises(grpc.RpcError):
+            list(call)
+        assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert ids(client.generate(by_ids(5, max_tokens=2))) == answer([5], 2)
+
+
+def test_a_refusal_that_repeats_a_long_foreign_text_arrives(node: Node) -> None:
+    node.worker.open_fault = InvalidRequest("🙂" * 5000)
+    with Client(node.address) as client, pytest.raises(InvalidRequest, match="🙂🙂🙂"):
+        list(client.generate(by_ids(5)))
 
 
 def test_a_refusal_is_a_status_with_its_code(node: Node) -> None:

@@ -2,12 +2,24 @@
 
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import grpc
 import pytest
 
 from node import status
-from protos.errors import Gap, LocalError, Overloaded, PeerLost, RemoteError, ShoalError, Unavailable, by_code
+from protos.errors import (
+    Gap,
+    InvalidRequest,
+    LocalError,
+    Overloaded,
+    PeerLost,
+    RemoteError,
+    ShoalError,
+    Unavailable,
+    by_code,
+)
+from protos.limits import ERROR_MESSAGE_CHARS_MAX
 
 
 def instance(kind: type[ShoalError]) -> ShoalError:
@@ -53,10 +65,43 @@ def test_an_error_arrives_as_its_own_class(kind: type[ShoalError]) -> None:
         assert arrived.held == 3
 
 
-def test_another_processs_bug_is_not_ours() -> None:
-    error = LocalError("broken")
+@pytest.mark.parametrize("kind", [kind for kind in by_code.values() if issubclass(kind, LocalError)])
+def test_another_processs_bug_is_not_ours(kind: type[ShoalError]) -> None:
+    error = kind("broken")
     arrived = status.from_rpc(Call(grpc.StatusCode.INTERNAL, "broken", status.metadata_of(error)), "here")
-    assert isinstance(arrived, RemoteError)
+    assert type(arrived) is RemoteError
+    assert arrived.message == "broken"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, Unavailable),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, Unavailable),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, Unavailable),
+        (grpc.StatusCode.ABORTED, RemoteError),
+        (grpc.StatusCode.INTERNAL, RemoteError),
+    ],
+)
+def test_a_code_of_a_later_version_becomes_its_family(code: grpc.StatusCode, kind: type[ShoalError]) -> None:
+    trailing = (("shoal-code", "invented_later"), ("shoal-retry-after-s", "2.500"))
+    arrived = status.from_rpc(Call(code, "something new", trailing), "here")
+    assert type(arrived) is kind
+    assert (arrived.message, arrived.retry_after_s) == ("something new", 2.5)
+
+
+def test_a_long_message_is_cut_by_who_sends_it_and_by_who_receives_it() -> None:
+    assert status.details_of(InvalidRequest("x" * 2000)) == "x" * ERROR_MESSAGE_CHARS_MAX
+    arrived = status.from_rpc(Call(grpc.StatusCode.INTERNAL, "x" * 2000, (("shoal-code", "gap"),)), "here")
+    assert arrived.message == "x" * ERROR_MESSAGE_CHARS_MAX
+
+
+@pytest.mark.parametrize("text", ["🙂" * 2000, "\ud800" * 2000, "é%\n" * 700])
+def test_a_message_fits_the_trailers_however_it_is_encoded(text: str) -> None:
+    details = status.details_of(InvalidRequest(text))
+    assert details
+    assert text.startswith(details)
+    assert len(quote(details, errors="replace")) <= status.DETAILS_BYTES_MAX
 
 
 @pytest.mark.parametrize(

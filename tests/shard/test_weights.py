@@ -15,7 +15,7 @@ from protos import units
 from protos.errors import InvalidManifest, InvalidRequest, StoreFull, UnitMismatch, UnitMissing
 from protos.ids import UnitHash
 from protos.manifest import Manifest, TensorEntry, UnitEntry
-from shard import weights
+from shard import catalogue
 from shard.weights import UnitStore
 
 
@@ -145,7 +145,7 @@ def test_a_damaged_manifest_is_refused_with_its_path(store: UnitStore) -> None:
 
 def test_a_manifest_above_the_limit_is_refused_unread(store: UnitStore, monkeypatch: pytest.MonkeyPatch) -> None:
     packed(store)
-    monkeypatch.setattr(weights, "MANIFEST_BYTES_MAX", 10)
+    monkeypatch.setattr(catalogue, "MANIFEST_BYTES_MAX", 10)
     with pytest.raises(InvalidManifest, match="at most 10"):
         store.manifest()
 
