@@ -69,18 +69,14 @@ class ExpertBank:
         groups: dict[int, list[int]] = {}
         for pair, chosen in enumerate(expert):
             groups.setdefault(chosen, []).append(pair)
-        out = hidden.new_empty((len(row), hidden.shape[1]))
-        kernel = self._kernels.get(layer)
-        if kernel is None and groups:
-            raise UnitMissing(f"no experts of layer {layer} are held here")
-        for chosen, pairs in groups.items():
-            weights = self._weights(layer, chosen)
-            if len(pairs) == 1:
-                pair = pairs[0]
-                out[pair] = feed_forward(kernel, weights, hidden[row[pair] : row[pair] + 1])[0]
-            else:
-                out[pairs] = feed_forward(kernel, weights, hidden[[row[pair] for pair in pairs]])
-        return out
+        order = [pair for pairs in groups.values() for pair in pairs]
+        out = _pick(hidden, [row[pair] for pair in order])
+        kernel = self._kernels[layer]
+        for chosen, part in zip(groups, out.split_with_sizes([len(pairs) for pairs in groups.values()]), strict=True):
+            part.copy_(feed_forward(kernel, self._weights(layer, chosen), part))
+        if len(groups) == len(order):  # every pair has an expert of its own, and they are in order already
+            return out
+        return _pick(out, sorted(range(len(order)), key=order.__getitem__))
 
     def _weights(self, layer: int, expert: int) -> Mapping[str, torch.Tensor]:
         try:
@@ -101,6 +97,10 @@ def _linear(kernel: Any, weights: Mapping[str, torch.Tensor], name: str, hidden:
     weight = weights[name]
     out = torch.mm(hidden, weight) if kernel.is_transposed else linear(hidden, weight)
     return out.add_(weights[name + "_bias"]) if kernel.has_bias else out
+
+
+def _pick(rows: torch.Tensor, index: list[int]) -> torch.Tensor:
+    return rows.index_select(0, torch.tensor(index, dtype=torch.long, device=rows.device))
 
 
 ALL_EXPERTS_FUNCTIONS.register("shoal", experts)
