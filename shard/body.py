@@ -22,7 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import shard.attention
 import shard.experts  # noqa: F401  (both register a seam)
 from protos import units
-from protos.errors import UnsupportedModel
+from protos.errors import InvalidManifest, UnsupportedModel
 from shard.anatomy import Anatomy
 from shard.kv import LayerKv, RaggedCache, SessionKv, Slice
 from shard.linear import speed_up
@@ -40,11 +40,17 @@ if TYPE_CHECKING:
 
 def parse_config(data: bytes) -> PretrainedConfig:
     """The configuration in a config.json.  Raises UnsupportedModel for a type that transformers does not have."""
-    fields = json.loads(data)
-    kind = fields.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise UnsupportedModel(f"model type {kind!r} is not one that this transformers knows")
-    return CONFIG_MAPPING[kind].from_dict(fields)
+    try:
+        fields = json.loads(data)
+    except ValueError as error:
+        raise UnsupportedModel(f"config.json cannot be read: {error}") from None
+    kind = fields.get("model_type") if isinstance(fields, dict) else None
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise UnsupportedModel(f"model type {kind!r:.80} is not one that this transformers knows")
+    try:
+        return CONFIG_MAPPING[kind].from_dict(fields)
+    except Exception as error:
+        raise UnsupportedModel(f"{kind}: transformers cannot read its config.json: {error}") from error
 
 
 def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> Any:
@@ -140,9 +146,15 @@ class Body:
                 module._buffers[name] = module._buffers[name].to(self.device)
 
     def _fill(self, tensors: Tensors) -> None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
         for unit in self.held_units():
             for local, tensor in tensors(unit).items():
-                self._set(self.anatomy.source(unit, local), tensor.to(self.device))
+                name = self.anatomy.source(unit, local)
+                if shapes.get(name) != tuple(tensor.shape):
+                    raise InvalidManifest(
+                        f"{unit}: {local} has the shape {tuple(tensor.shape)}, the model's is {shapes.get(name)}"
+                    )
+                self._set(name, tensor.to(self.device))
         if self.is_last and self.anatomy.tied:
             embed = self.model.get_input_embeddings().weight
             if embed.is_meta:  # the last span of several: it has the head unit, which lists embed's tensor
