@@ -152,8 +152,7 @@ def _find(file: Path | None) -> Path | None:
 
 def _explain(error: ValidationError, path: Path | None) -> str:
     lines = [_explain_field(".".join(map(str, detail["loc"])), detail) for detail in error.errors()]
-    where = f" (flags, SHOAL_* or {path})" if path else " (flags or SHOAL_*)"
-    return "; ".join(lines) + where
+    return "; ".join(lines) + (f" (from a flag, {PREFIX}* or {path})" if path else "")
 
 
 def _explain_field(name: str, detail: Any) -> str:
@@ -161,4 +160,4 @@ def _explain_field(name: str, detail: Any) -> str:
     if field is None:
         return f"{name} is no setting; there are {', '.join(Config.model_fields)}"
     reason = detail["msg"].removeprefix("Value error, ")
-    return f"{name} is {detail['input']!r:.80}: {reason[:1].lower()}{reason[1:]}. {name}: {field.description}"
+    return f"{name} is {detail['input']!r:.80}: {reason[:1].lower()}{reason[1:]}. {field.description}"

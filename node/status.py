@@ -143,6 +143,8 @@ def _foreign(status: grpc.StatusCode, details: str, address: str) -> ShoalError:
         return PeerLost(
             f"no node answers at {address} ({_reason(details)}): is one running there, and is the address right?"
         )
+    if status is grpc.StatusCode.UNIMPLEMENTED:
+        return RemoteError(f"what answers at {address} is no shoal node, or an older one ({details})")
     if kind is Overloaded:
         return Overloaded(f"the node at {address} takes no more calls now: {details}", retry_after_s=1.0)
     return kind(f"the call to {address} failed ({status.name}): {details}")
