@@ -76,7 +76,7 @@ class Chain:
         bounds = [0, *cuts, anatomy.layers]
         dtype = model.dtype
         self.stages = [
-            Stage(Body(model.config, dtype, range(a, b), weights.__getitem__, self.experts, CPU), kv_bytes_max=1 << 28)
+            Stage(Body(model.config, dtype, range(a, b), weights.__getitem__, self.experts, model.device), 1 << 28)
             for a, b in pairwise(bounds)
         ]
         self.rows_max = rows_max
