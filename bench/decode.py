@@ -264,7 +264,7 @@ def _ask_worker(worker: Worker, prompts: Prompts, new: int) -> Run:
             logs[step.session].append(token)
     last = time.perf_counter()
     for session in logs:
-        worker.close(session).result()
+        worker.close(session, 0).result()
     return Run(first - asked, last - asked, [list(log[-new:]) for log in logs.values()])
 
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from node.gate import Gate
     from node.request import Ask
     from node.text import Text
+    from protos.epoch import Epoch
     from protos.manifest import Manifest
     from shard.stage import StepResult
 
@@ -72,7 +73,7 @@ class Compute(Protocol):
 
     def open(self, request: OpenSession) -> Future[None]: ...
     def step(self, step: Step) -> Future[StepResult]: ...
-    def close(self, session: SessionId) -> Future[None]: ...
+    def close(self, session: SessionId, epoch: Epoch) -> Future[None]: ...
 
 
 class Door:
@@ -218,7 +219,7 @@ class _Answer:
             case Emit():
                 await self._emit(effect)
             case CloseStages():
-                self._closing = self._door.worker.close(self._id)
+                self._closing = self._door.worker.close(self._id, effect.epoch)
             case Finish():
                 await self._finish(effect)
             case Fail():
@@ -288,7 +289,7 @@ class _Answer:
         if not self._core.ended:
             for effect in self._core.handle(Cancelled(), trio.current_time()):
                 if isinstance(effect, CloseStages):
-                    self._closing = self._door.worker.close(self._id)
+                    self._closing = self._door.worker.close(self._id, effect.epoch)
         if self._closing is not None:
             with trio.move_on_after(CLOSE_WAIT_S, shield=True):
                 await self._closed(self._closing)

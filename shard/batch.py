@@ -1,6 +1,6 @@
 """What goes into the next forward: one row of every answer that runs, and prompts in chunks beside them.  Pure.
 
-Law: every waiting feed of one row goes into each batch; longer feeds share what is left of `rows_max`, oldest first,
+Law: every waiting feed of one row goes into each batch; longer feeds share what is left of `rows_max` evenly,
 and at least one row of the oldest goes in, so that neither running answers nor prompts starve.
 """
 
@@ -66,13 +66,27 @@ class Chunk:
 
 def plan(feeds: Sequence[tuple[Step, int]], rows_max: int) -> list[Chunk]:
     """The chunks of the next batch.  `feeds` are (step, next position), oldest first, one a session."""
-    budget = max(1, rows_max - sum(1 for step, at in feeds if step.end - at == 1))
+    longer = [step.end - at for step, at in feeds if step.end - at > 1]
+    shares = iter(share(longer, max(1, rows_max - (len(feeds) - len(longer)))))
     chunks = []
     for step, at in feeds:
-        left = step.end - at
-        take = left if left == 1 else min(left, budget)
-        if left > 1:
-            budget -= take
+        take = 1 if step.end - at == 1 else next(shares)
         if take:
             chunks.append(Chunk(step, at, at + take))
     return chunks
+
+
+def share(wanted: Sequence[int], budget: int) -> list[int]:
+    """Splits `budget` evenly over what is wanted, oldest first; what one does not need goes to the others.
+
+    Max-min fairness: a short prompt behind a long one is through after few batches, and the long one is not held up by
+    more than its share.
+    """
+    shares = [0] * len(wanted)
+    while budget and (open_ := [i for i, want in enumerate(wanted) if shares[i] < want]):
+        each = max(1, budget // len(open_))
+        for i in open_[:budget]:
+            more = min(each, wanted[i] - shares[i], budget)
+            shares[i] += more
+            budget -= more
+    return shares

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from protos.errors import ContextTooLong, Fenced, Gap, InvalidRequest, ShoalError, UnknownSession
+from protos.errors import ContextTooLong, Fenced, Gap, InvalidRequest, NonFinite, ShoalError, UnknownSession
 from shard import sampler
 from shard.kv import KvPool, RaggedCache, SessionKv, Slice
 
@@ -96,10 +96,15 @@ class Stage:
         self._check_tokens(request.log)
         self._sessions[request.session] = _Session(request, self.kv.reserve(request.session, request.positions))
 
-    def close(self, session: SessionId) -> None:
-        """Frees a session; closing twice is harmless."""
-        if self._sessions.pop(session, None) is not None:
-            self.kv.release(session)
+    def close(self, session: SessionId, epoch: Epoch) -> None:
+        """Frees a session; closing twice is harmless.  Raises Fenced for a lower epoch than the session's."""
+        found = self._sessions.get(session)
+        if found is None:
+            return
+        if epoch < found.epoch:
+            raise Fenced(f"session {session} is at epoch {found.epoch}; a door of epoch {epoch} cannot close it")
+        del self._sessions[session]
+        self.kv.release(session)
 
     def held(self, session: SessionId) -> int:
         """Positions of a session's KV that are held."""
@@ -164,6 +169,11 @@ class Stage:
         del session.log[step.until :]
         del session.prompt_logprobs[step.start :]
 
+    def undo(self, step: Step) -> None:
+        """Forgets what a step that failed has computed: all from its start, which is where it began."""
+        kv = self._find(step.session).kv
+        kv.truncate(min(kv.held, step.start))
+
     def run(self, chunks: Sequence[Chunk]) -> list[StepResult | ShoalError]:
         """One forward over the next rows of several sessions; a result (or a session's own error) for each chunk.
 
@@ -212,7 +222,7 @@ class Stage:
         chunks: Sequence[Chunk], slices: Sequence[Slice], hidden: torch.Tensor
     ) -> list[StepResult | ShoalError]:
         return [
-            StepResult(chunk.step.session, chunk.step.epoch, chunk.end, rows=hidden[part.first : part.last])
+            _finite(StepResult(chunk.step.session, chunk.step.epoch, chunk.end, rows=hidden[part.first : part.last]))
             for chunk, part in zip(chunks, slices, strict=True)
         ]
 
@@ -303,3 +313,11 @@ class Stage:
             raise InvalidRequest(
                 f"rows are {step.rows.dtype} {tuple(step.rows.shape)}, expected {self.body.dtype} {expected}"
             )
+
+
+def _finite(result: StepResult) -> StepResult | ShoalError:
+    """Garbage ends where it is made, not after it has crossed all stages."""
+    assert result.rows is not None
+    if bool(torch.isfinite(result.rows).all()):
+        return result
+    return NonFinite(f"rows of session {result.session} before position {result.position} are not finite")

@@ -10,18 +10,20 @@ import dataclasses
 import queue
 import threading
 import time
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from protos.errors import BrokenInvariant, Gap, Overloaded, ShoalError, ShuttingDown, UnknownSession
+from protos.errors import BrokenInvariant, Fenced, Gap, Overloaded, ShoalError, ShuttingDown, UnknownSession
 from shard import batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from protos.epoch import Epoch
     from protos.ids import SessionId
     from shard.batch import Chunk, Step
     from shard.experts import ExpertBank
@@ -31,6 +33,8 @@ ROWS_MAX = 256  # rows of one forward: a running answer waits for at most one su
 GATHER_S = (
     0.001  # how long a batch waits for the sessions of the last one: their doors need a moment to feed the next token
 )
+STEPS_QUEUED_MAX = 16  # of one session, behind the step under way: the chunks of a feed on their way through a route
+INBOX_MAX = 4096  # steps and opens that the thread has not looked at yet; closing always gets in
 RETRY_AFTER_S = 0.5
 
 
@@ -60,7 +64,8 @@ class Worker:
         self._rows_max = rows_max
         self._sessions_max = sessions_max
         self._inbox: queue.SimpleQueue[_Job | _Feed | _Stop] = queue.SimpleQueue()
-        self._feeds: dict[SessionId, _Feed] = {}  # in order of arrival
+        self._feeds: dict[SessionId, _Feed] = {}  # under way, in order of arrival
+        self._queued: dict[SessionId, deque[_Feed]] = {}  # behind them, one session's in order
         self._expected: set[SessionId] = set()  # sessions whose next step should be here soon
         self._lock = threading.Lock()
         self._stopped = False
@@ -81,18 +86,25 @@ class Worker:
         return self._submit(lambda: self._open(request))
 
     def step(self, step: Step) -> Future[StepResult]:
-        """Feeds a session, one step at a time.  Fails as Stage.begin says, or with what the forward raised."""
+        """Feeds a session; its steps run in order, and rows queued before a step count as held for it.
+
+        Fails as Stage.begin says, with what the forward raised, or with Overloaded when STEPS_QUEUED_MAX steps wait.
+        """
         future: Future[StepResult] = Future()
         self._put(_Feed(step, step.start, future, []))
         return future
+
+    def raise_epoch(self, session: SessionId, expected: Epoch, epoch: Epoch) -> Future[None]:
+        """Stage.raise_epoch; what was under way or queued for the lower epoch fails with Fenced."""
+        return self._submit(lambda: self._raise_epoch(session, expected, epoch))
 
     def truncate(self, session: SessionId, position: int) -> Future[None]:
         """Rewinds a session's KV; a step that is under way fails with Gap."""
         return self._submit(lambda: self._truncate(session, position))
 
-    def close(self, session: SessionId) -> Future[None]:
-        """Frees a session; a step that is under way fails with UnknownSession."""
-        return self._submit(lambda: self._close(session))
+    def close(self, session: SessionId, epoch: Epoch) -> Future[None]:
+        """Frees a session; steps that wait fail with UnknownSession.  Fenced from a door that was replaced."""
+        return self._submit(lambda: self._close(session, epoch), always=True)
 
     def call(self, run: Callable[[Stage], Any]) -> Future[Any]:
         """Runs a function on the stage between two batches (export and import of KV)."""
@@ -106,24 +118,29 @@ class Worker:
                 self._inbox.put(_Stop())
         self._thread.join()
 
-    def _submit(self, run: Callable[[], object]) -> Future[Any]:
+    def _submit(self, run: Callable[[], object], *, always: bool = False) -> Future[Any]:
         future: Future[Any] = Future()
-        self._put(_Job(run, future))
+        self._put(_Job(run, future), always=always)
         return future
 
-    def _put(self, item: _Job | _Feed) -> None:
+    def _put(self, item: _Job | _Feed, *, always: bool = False) -> None:
+        refusal: ShoalError
         with self._lock:
-            if not self._stopped:
+            if self._stopped:
+                refusal = ShuttingDown("this node is shutting down")
+            elif self._inbox.qsize() >= INBOX_MAX and not always:
+                refusal = Overloaded(f"{INBOX_MAX} requests wait for this stage", retry_after_s=RETRY_AFTER_S)
+            else:
                 self._inbox.put(item)
                 return
-        item.future.set_exception(ShuttingDown("this node is shutting down"))
+        item.future.set_exception(refusal)
 
     def _loop(self) -> None:
         while self._take_in():
             if self._feeds:
                 self._run_batch()
-        for feed in self._feeds.values():
-            _fail(feed.future, ShuttingDown("this node is shutting down"))
+        for session in list(self._feeds):
+            self._give_up(session, ShuttingDown("this node is shutting down"))
 
     def _take_in(self) -> bool:
         """Takes what has arrived; waits when there is nothing to do.  False when the worker must stop."""
@@ -152,55 +169,88 @@ class Worker:
     def _accept(self, feed: _Feed) -> None:
         session = feed.step.session
         self._expected.discard(session)
+        if session not in self._feeds:
+            self._begin(feed)
+            return
+        waiting = self._queued.setdefault(session, deque())
+        if len(waiting) >= STEPS_QUEUED_MAX:
+            full = f"{STEPS_QUEUED_MAX} steps of session {session} wait here"
+            _fail(feed.future, Overloaded(full, retry_after_s=RETRY_AFTER_S))
+        else:
+            waiting.append(feed)
+
+    def _begin(self, feed: _Feed) -> None:
         try:
-            if session in self._feeds:
-                raise BrokenInvariant(f"session {session} has a step under way")
             self._stage.begin(feed.step)
         except Exception as error:  # noqa: BLE001  (it belongs to the caller, and the thread lives on)
             _fail(feed.future, _named(error))
+            self._begin_next(feed.step.session)
         else:
-            self._feeds[session] = feed
+            self._feeds[feed.step.session] = feed
+
+    def _begin_next(self, session: SessionId) -> None:
+        waiting = self._queued.get(session)
+        if not waiting:
+            return
+        feed = waiting.popleft()
+        if not waiting:
+            del self._queued[session]
+        self._begin(feed)
 
     def _run_batch(self) -> None:
         chunks = batch.plan([(feed.step, feed.at) for feed in self._feeds.values()], self._rows_max)
-        try:
-            results = self._stage.run(chunks)
-        except Exception as error:  # noqa: BLE001  (whatever a forward raises belongs to the callers, and the thread lives on)
-            results = [_named(error)] * len(chunks)
-        for chunk, result in zip(chunks, results, strict=True):
+        for chunk, result in zip(chunks, self._run(chunks), strict=True):
             self._deliver(chunk, result)
 
+    def _run(self, chunks: list[Chunk]) -> list[StepResult | ShoalError]:
+        """What a forward raises belongs to who caused it: the sessions of a batch that raised run again, each alone."""
+        try:
+            return self._stage.run(chunks)
+        except Exception as error:  # noqa: BLE001  (it belongs to the callers, and the thread lives on)
+            if len(chunks) == 1:
+                return [_named(error)]
+        return [result for chunk in chunks for result in self._run([chunk])]
+
     def _deliver(self, chunk: Chunk, result: StepResult | ShoalError) -> None:
-        feed = self._feeds[chunk.step.session]
+        session = chunk.step.session
+        feed = self._feeds[session]
         feed.at = chunk.end
         if isinstance(result, ShoalError):
-            del self._feeds[chunk.step.session]
+            del self._feeds[session]
+            self._stage.undo(chunk.step)
             _fail(feed.future, result)
+            self._begin_next(session)
             return
         if result.rows is not None:
             feed.rows.append(result.rows)
         if chunk.ends_step:
-            del self._feeds[chunk.step.session]
-            self._expected.add(chunk.step.session)
+            del self._feeds[session]
+            self._expected.add(session)
             _settle(_Job(lambda: _joined(result, feed.rows), feed.future))
+            self._begin_next(session)
 
     def _open(self, request: OpenSession) -> None:
         if len(self._stage) >= self._sessions_max:
             raise Overloaded(f"all {self._sessions_max} sessions of this stage are taken", retry_after_s=RETRY_AFTER_S)
         self._stage.open(request)
 
-    def _truncate(self, session: SessionId, position: int) -> None:
-        self._give_up(session, Gap(f"session {session} was rewound to {position} during a step", held=position))
-        self._stage.truncate(session, position)
+    def _raise_epoch(self, session: SessionId, expected: Epoch, epoch: Epoch) -> None:
+        self._stage.raise_epoch(session, expected, epoch)
+        self._give_up(session, Fenced(f"session {session} was raised to epoch {epoch} during a step"))
 
-    def _close(self, session: SessionId) -> None:
+    def _truncate(self, session: SessionId, position: int) -> None:
+        self._stage.truncate(session, position)
+        self._give_up(session, Gap(f"session {session} was rewound to {position} during a step", held=position))
+
+    def _close(self, session: SessionId, epoch: Epoch) -> None:
+        self._stage.close(session, epoch)
         self._expected.discard(session)
         self._give_up(session, UnknownSession(f"session {session} was closed during a step"))
-        self._stage.close(session)
 
     def _give_up(self, session: SessionId, error: ShoalError) -> None:
-        feed = self._feeds.pop(session, None)
-        if feed is not None:
+        """Fails the step under way and those behind it."""
+        under_way = self._feeds.pop(session, None)
+        for feed in ([under_way] if under_way else []) + list(self._queued.pop(session, ())):
             _fail(feed.future, error)
 
 

@@ -16,6 +16,7 @@ from node.generate import Door
 from node.text import Text
 from protos import inference_pb2 as pb
 from protos import units
+from protos.epoch import Epoch
 from protos.errors import ShoalError, UnknownSession
 from protos.ids import PeerId, UnitHash
 from protos.manifest import Manifest, UnitEntry
@@ -133,7 +134,7 @@ class ToyWorker:
             return StepResult(step.session, step.epoch, step.until, token=token)
         return StepResult(step.session, step.epoch, step.until, token=token, logprob=-0.5, top=((1, -0.5),))
 
-    def close(self, session: SessionId) -> Future[None]:
+    def close(self, session: SessionId, epoch: Epoch) -> Future[None]:
         self.open_sessions.pop(session, None)
         future: Future[None] = Future()
         future.set_result(None)

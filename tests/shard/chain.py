@@ -103,7 +103,7 @@ class Chain:
 
     def close(self, session: SessionId) -> None:
         for stage in self.stages:
-            stage.close(session)
+            stage.close(session, 0)
 
     def truncate(self, session: SessionId, position: int) -> None:
         for stage in self.stages:

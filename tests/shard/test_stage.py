@@ -187,8 +187,8 @@ def test_a_session_that_finds_the_kv_full_is_not_open_and_a_close_makes_room(tin
         stage.open(open_request(TWO, positions=37))
     with pytest.raises(UnknownSession):
         stage.held(TWO)
-    stage.close(ONE)
-    stage.close(ONE)
+    stage.close(ONE, 3)
+    stage.close(ONE, 3)
     assert stage.kv.bytes_used == 0
     stage.open(open_request(TWO, positions=37))
 

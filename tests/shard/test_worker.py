@@ -12,6 +12,7 @@ from tiny import model
 
 from protos.errors import (
     BrokenInvariant,
+    Fenced,
     Gap,
     InvalidRequest,
     NonFinite,
@@ -27,7 +28,7 @@ from shard.batch import Chunk, Step
 from shard.experts import ExpertBank
 from shard.kv import KvPool
 from shard.stage import OpenSession, Stage, StepResult
-from shard.worker import ROWS_MAX, ExpertWorker, Worker
+from shard.worker import INBOX_MAX, ROWS_MAX, STEPS_QUEUED_MAX, ExpertWorker, Worker
 
 WAIT_S = 60.0  # only reached by a hang
 
@@ -42,6 +43,8 @@ class ToyStage:
         self.running = threading.Semaphore(0)  # a batch has begun
         self.errors: dict[SessionId, ShoalError] = {}
         self.raises: Exception | None = None
+        self.poisoned: SessionId | None = None  # whose rows make a forward raise, whoever is in it
+        self.undone: list[Step] = []
         self._allowed = threading.Semaphore(0)
 
     def allow(self, batches: int) -> None:
@@ -54,8 +57,15 @@ class ToyStage:
     def open(self, request: OpenSession) -> None:
         self.sessions[request.session] = 0
 
-    def close(self, session: SessionId) -> None:
+    def close(self, session: SessionId, epoch: int) -> None:
         self.sessions.pop(session, None)
+
+    def raise_epoch(self, session: SessionId, expected: int, epoch: int) -> None:
+        if expected != 0:
+            raise Fenced("it is not at that epoch")
+
+    def undo(self, step: Step) -> None:
+        self.undone.append(step)
 
     def truncate(self, session: SessionId, position: int) -> None:
         self.sessions[session] = position
@@ -71,6 +81,8 @@ class ToyStage:
         if self.raises is not None:
             error, self.raises = self.raises, None
             raise error
+        if self.poisoned in self.batches[-1]:
+            raise UnitMissing("expert.0.2 is not held here")
         return [self.errors.get(c.step.session) or self._result(c) for c in chunks]
 
     @staticmethod
@@ -182,26 +194,71 @@ def test_sessions_beyond_the_limit_hear_when_to_ask_again_and_a_close_makes_room
         bench.open("c")
     assert refused.value.retry_after_s
     assert bench.worker.sessions == 2
-    result(bench.worker.close(SessionId("a")))
+    result(bench.worker.close(SessionId("a"), 0))
     bench.open("c")
     bench.end()
 
 
-def test_one_step_of_a_session_is_under_way_at_a_time(bench: Bench) -> None:
+def test_steps_of_one_session_run_in_order_one_a_batch(bench: Bench) -> None:
+    bench.open("a")
+    first = bench.feed("a", 3)
+    bench.begun()
+    later = [bench.feed("a", 4), bench.feed("a", 5)]
+    bench.stage.allow(3)
+    assert [result(future).token for future in (first, *later)] == [7, 7, 7]
+    assert bench.stage.batches == [{"a": 3}, {"a": 4}, {"a": 5}]
+
+
+def test_steps_beyond_a_session_s_queue_hear_when_to_ask_again(bench: Bench) -> None:
     bench.open("a")
     first = bench.feed("a")
     bench.begun()
-    second = bench.feed("a")
-    bench.stage.allow(1)
-    result(first)
-    third = bench.feed("a", 300)
+    queued = [bench.feed("a") for _ in range(1 + STEPS_QUEUED_MAX)]  # one of them is under way once the first ended
+    beyond = bench.feed("a")
+    bench.stage.allow(2 + STEPS_QUEUED_MAX)
+    with pytest.raises(Overloaded) as refused:
+        result(beyond)
+    assert refused.value.retry_after_s
+    assert {result(future).token for future in (first, *queued)} == {7}
+
+
+def test_requests_beyond_the_inbox_hear_when_to_ask_again_and_a_close_gets_in(bench: Bench) -> None:
+    bench.open("a")
+    first = bench.feed("a")
     bench.begun()
-    fourth = bench.feed("a")
-    bench.stage.allow(3)
-    assert result(second).token == 7, "it came when the first had been taken in by no batch but one that ended"
-    with pytest.raises(BrokenInvariant, match="under way"):
-        result(fourth)
-    result(third)
+    waiting = [bench.worker.truncate(SessionId("a"), 0) for _ in range(INBOX_MAX)]
+    with pytest.raises(Overloaded):
+        result(bench.feed("a"))
+    closed = bench.worker.close(SessionId("a"), 0)
+    bench.stage.allow(2)
+    result(first)
+    wait([*waiting, closed], WAIT_S)
+    assert closed.result(0) is None
+
+
+def test_a_raised_epoch_ends_the_step_under_way_and_those_behind_it(bench: Bench) -> None:
+    bench.open("a")
+    prompt = bench.feed("a", 3 * ROWS_MAX)
+    bench.begun()
+    behind = bench.feed("a")
+    raised = bench.worker.raise_epoch(SessionId("a"), 0, 1)
+    bench.stage.allow(1)
+    assert result(raised) is None
+    for future in (prompt, behind):
+        with pytest.raises(Fenced):
+            result(future)
+    assert len(bench.stage.batches) == 1
+
+
+def test_an_epoch_that_cannot_be_raised_disturbs_nobody(bench: Bench) -> None:
+    bench.open("a")
+    step = bench.feed("a")
+    bench.begun()
+    raised = bench.worker.raise_epoch(SessionId("a"), 5, 6)
+    bench.stage.allow(1)
+    with pytest.raises(Fenced):
+        result(raised)
+    assert result(step).token == 7
 
 
 # Errors
@@ -228,6 +285,20 @@ def test_a_typed_error_of_a_forward_arrives_as_it_is(bench: Bench) -> None:
     bench.stage.allow(1)
     with pytest.raises(UnitMissing, match=r"expert\.1\.5"):
         result(bench.feed("a"))
+
+
+def test_who_makes_a_forward_raise_fails_alone_and_the_others_of_the_batch_go_on(bench: Bench) -> None:
+    bench.open("a", "b", "c")
+    first = bench.feed("a")
+    bench.begun()
+    bench.stage.poisoned = SessionId("b")
+    b, c = bench.feed("b", 4), bench.feed("c")
+    bench.stage.allow(4)
+    with pytest.raises(UnitMissing, match="not held"):
+        result(b)
+    assert result(first).token == result(c).token == 7
+    assert bench.stage.batches == [{"a": 1}, {"b": 4, "c": 1}, {"b": 4}, {"c": 1}]
+    assert [step.session for step in bench.stage.undone] == ["b"]
 
 
 def test_a_session_s_own_error_is_its_own(bench: Bench) -> None:
@@ -288,7 +359,7 @@ def test_a_close_during_a_step_ends_the_step_and_the_session(bench: Bench) -> No
     bench.open("a", "b")
     step = bench.feed("a", 10 * ROWS_MAX)
     bench.begun()
-    closed = bench.worker.close(SessionId("a"))
+    closed = bench.worker.close(SessionId("a"), 0)
     bench.stage.allow(1)
     result(closed)
     with pytest.raises(UnknownSession, match="a was closed"):
@@ -330,7 +401,7 @@ def test_shutdown_settles_all_that_waits_and_ends_the_thread() -> None:
     assert alive("shoal-stage") == threads + 1
     first = bench.feed("a", 40)
     bench.begun()
-    others: list[Future[Any]] = [bench.feed("b"), bench.feed("c", 9), bench.worker.close(SessionId("c"))]
+    others: list[Future[Any]] = [bench.feed("b"), bench.feed("c", 9), bench.worker.close(SessionId("c"), 0)]
     ending = threading.Thread(target=bench.worker.shutdown)
     ending.start()
     while not bench.worker._stopped:
@@ -367,9 +438,9 @@ def test_cancelled_futures_stop_nothing_and_nobody(bench: Bench) -> None:
         first.result(0)
     bench.open("d")
     assert set(bench.stage.sessions) == {"a", "b", "c", "d"}, "whoever cancels still has to close"
-    closing = bench.worker.close(SessionId("c"))
+    closing = bench.worker.close(SessionId("c"), 0)
     closing.cancel()
-    result(bench.worker.close(SessionId("d")))
+    result(bench.worker.close(SessionId("d"), 0))
     assert set(bench.stage.sessions) == {"a", "b"}
 
 
@@ -404,7 +475,7 @@ def answer(worker: Worker, name: str, prompt: list[int], new: int) -> list[int]:
             held = len(log)
             log.append(found.token)
     finally:
-        result(worker.close(session))
+        result(worker.close(session, 0))
     return log[len(prompt) :]
 
 
@@ -430,7 +501,7 @@ def test_sessions_that_are_closed_by_others_in_the_middle_leave_no_kv_and_distur
         session, prompt = SessionId(f"closed {n}"), tuple(range(3, 60))
         result(worker.open(OpenSession(session, 0, prompt, len(prompt), SamplingParams(), 80)))
         step = worker.step(Step(session, 0, 0, len(prompt), prompt))
-        worker.close(session)
+        worker.close(session, 0)
         try:
             return isinstance(result(step), StepResult)
         except UnknownSession:
