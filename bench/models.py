@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from node import demo_model
+from node.demo import build
 from shard.pack import pack
 from shard.weights import UnitStore
 
@@ -82,8 +82,8 @@ def demo() -> Iterator[Subject | None]:
 
 
 def demo_checkpoint() -> Path | None:
-    folder = platformdirs.user_cache_path("shoal") / demo_model.NAME
-    return demo_model.build() if folder.exists() else None
+    folder = platformdirs.user_cache_path("shoal") / build.NAME
+    return build.build() if folder.exists() else None
 
 
 def _packed(name: str, checkpoint: Path, store: Path, words: tuple[int, ...]) -> Subject:

@@ -22,6 +22,8 @@ from protos.errors import InvalidRequest, ShoalError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from node.progress import Report
+
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a bug in shoal; 2 refused: usage, input or model; "
     "3 unavailable now, try later; 130 interrupted."
@@ -336,15 +338,19 @@ def demo_model(
     """
     with _told():
         from node import progress
+        from node.demo.build import build
 
         if random and out is None:
             raise InvalidRequest("--random needs --out, a folder that does not exist yet")
         with progress.shown(_tell) as report:
-            report(STARTING, 0, 0)
-            from node import demo_model as demo
+            typer.echo(str(_build_random(out, report) if random and out is not None else build(out, report)))
 
-            folder = demo.build_random(out) if random and out is not None else demo.build(out, report)
-        typer.echo(str(folder))
+
+def _build_random(out: Path, report: Report) -> Path:
+    report(STARTING, 0, 0)
+    from node.demo.random_model import build_random
+
+    return build_random(out)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ from toy_node import answer, text_files
 from toy_server import Node
 from typer.testing import CliRunner
 
-from node import cli, demo_model, nearby, presence
+from node import cli, nearby, presence
+from node.demo import build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,7 +215,7 @@ def test_commands_that_cannot_work_say_so(arguments: tuple[str, ...], exit_code:
 
 
 def test_the_demo_models_folder_is_on_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_model, "build", lambda cache, report: cache / "demo")
+    monkeypatch.setattr(build, "build", lambda cache, report: cache / "demo")
     assert shoal("demo-model", "--out", str(tmp_path)).stdout.strip() == str(tmp_path / "demo")
 
 
