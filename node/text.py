@@ -39,6 +39,9 @@ EXTRA_TOKENS: Final = ("extra_special_tokens", "additional_special_tokens")
 SAMPLING_DEFAULTS: Final = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """What of generation_config.json the sampler knows."""
 
+GENERATE_TOP_K: Final = 50
+"""What transformers' generate samples from where nothing says top_k (_get_default_generation_params)."""
+
 WINDOW_TOKENS_MAX: Final = 32
 """Tokens decoded anew for each one that comes; beyond it the oldest are forgotten."""
 
@@ -63,7 +66,7 @@ class Text:
         self.eos_ids: tuple[int, ...] = _eos_ids(files)
         """End the answer: of generation_config.json, or of config.json where there is none."""
         self.defaults: dict[str, float] = _defaults(files)
-        """Fields of SamplingParams that generation_config.json sets; temperature is 0 unless it says `do_sample`."""
+        """Fields of SamplingParams that `generate` would take unasked; temperature is 0 without `do_sample`."""
 
     @property
     def has_tokenizer(self) -> bool:
@@ -395,9 +398,15 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _eos_ids(files: Mapping[str, bytes]) -> tuple[int, ...]:
+def _generation(files: Mapping[str, bytes]) -> tuple[str, dict[str, Any]]:
+    """As from_pretrained: of config.json where a checkpoint has no generation_config.json."""
     name = "generation_config.json" if "generation_config.json" in files else "config.json"
-    found = _json(files, name).get("eos_token_id")
+    return name, _json(files, name)
+
+
+def _eos_ids(files: Mapping[str, bytes]) -> tuple[int, ...]:
+    name, config = _generation(files)
+    found = config.get("eos_token_id")
     ids = [] if found is None else found if isinstance(found, list) else [found]
     if not all(isinstance(token, int) and token >= 0 for token in ids):
         raise UnsupportedModel(f"{name}: eos_token_id is {found!r}; it must be a token id or a list of them")
@@ -405,12 +414,14 @@ def _eos_ids(files: Mapping[str, bytes]) -> tuple[int, ...]:
 
 
 def _defaults(files: Mapping[str, bytes]) -> dict[str, float]:
-    config = _json(files, "generation_config.json")
-    found = {name: config[name] for name in SAMPLING_DEFAULTS if config.get(name) is not None}
-    for name, value in found.items():
+    name, config = _generation(files)
+    found = {field: config[field] for field in SAMPLING_DEFAULTS if config.get(field) is not None}
+    for field, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UnsupportedModel(f"generation_config.json: {name} is {value!r}; it must be a number")
-    return found | {"temperature": found.get("temperature", 1.0) if config.get("do_sample") else 0.0}
+            raise UnsupportedModel(f"{name}: {field} is {value!r}; it must be a number")
+    if not config.get("do_sample"):
+        return found | {"temperature": 0.0}
+    return {"temperature": 1.0, "top_k": GENERATE_TOP_K} | found
 
 
 def _decoder_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:

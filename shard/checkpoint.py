@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from shard.unit_file import Placed
 
 CONFIG: Final = "config.json"
+GENERATION_CONFIG: Final = "generation_config.json"
 SMALL_FILES: Final = (
     CONFIG,
-    "generation_config.json",
+    GENERATION_CONFIG,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -87,12 +88,17 @@ def _read_small(path: Path) -> bytes:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UnsupportedModel(f"{path} does not exist: {path.parent} is no Hugging Face checkpoint folder")
+    return parse_object(str(path), _read_small(path))
+
+
+def parse_object(name: str, data: bytes) -> dict[str, Any]:
+    """The JSON object in a file of that name.  Raises UnsupportedModel."""
     try:
-        document = json.loads(_read_small(path).decode("utf-8"))
+        document = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UnsupportedModel(f"{path} is no JSON: {error}") from error
+        raise UnsupportedModel(f"{name} is no JSON: {error}") from error
     if not isinstance(document, dict):
-        raise UnsupportedModel(f"{path} must be a JSON object")
+        raise UnsupportedModel(f"{name} must be a JSON object")
     return document
 
 

@@ -19,6 +19,7 @@ from shard.anatomy import Anatomy, Part
 from shard.checkpoint import CONFIG, Checkpoint
 from shard.conversion import Conversion, listed
 from shard.family import choose_dtype, facts, read_config, refuse_recurrent, skeleton
+from shard.generation import check_generation
 from shard.journal import Journal
 from shard.weights import dtype_name
 
@@ -58,6 +59,7 @@ class _Packing:
     def __init__(self, checkpoint: Checkpoint, store: UnitStore, grain: int, dtype: str | None) -> None:
         self.checkpoint, self.store, self.grain = checkpoint, store, grain
         self.config = read_config(checkpoint)
+        check_generation(checkpoint.small_files(), checkpoint.config)
         self.dtype = choose_dtype(checkpoint, self.config, dtype)
         self._plan()
         if self.anatomy.tied and not self._is_tied():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from protos.manifest import Manifest
     from shard.catalogue import Catalogue
 
-RULES: Final = 1
+RULES: Final = 2
 """Rises when the same checkpoint would become other bytes, or meet another verdict, than before."""
 
 

@@ -350,10 +350,12 @@ def test_the_end_tokens_are_those_at_which_generate_stops(contents: dict[str, An
 def test_sampling_defaults_are_what_the_generation_config_sets() -> None:
     given = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": None, "max_length": 99}
     assert Text(files_of(generation_config=given)).defaults == {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
-    assert Text(files_of(generation_config={"do_sample": True})).defaults == {"temperature": 1.0}
+    assert Text(files_of(generation_config={"do_sample": True})).defaults == {"temperature": 1.0, "top_k": 50}
+    assert Text(files_of(generation_config={"do_sample": True, "top_k": 0})).defaults["top_k"] == 0
     greedy = {"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.1}
     assert Text(files_of(generation_config=greedy)).defaults == {"temperature": 0.0, "repetition_penalty": 1.1}
     assert Text(files_of()).defaults == {"temperature": 0.0}
+    assert Text(files_of(config={"min_p": 0.2})).defaults == {"temperature": 0.0, "min_p": 0.2}
 
 
 @pytest.mark.parametrize(
