@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from shard.kv import RaggedCache, Slice
 
 
+SCORES_MAX = (
+    1 << 23
+)  # attention scores that exist at once where sinks are added by hand: 32 MiB in float32, some copies of it
+# What modules hand on that changes nothing here: positions are the batch's, masks are the window's, nothing is dropped.
+IGNORED = frozenset({"dropout", "is_causal", "position_ids", "sliding_window", "use_cache", "output_attentions"})
+
+
 def window(*, local_size: int | None = None, use_vmap: bool = False, **_: object) -> int | None:
     """transformers' mask interface: the width of a layer's sliding window, None where it sees all that came before."""
     if use_vmap:
@@ -46,17 +53,39 @@ def attend_with_sinks(
     """Softmax over the scores and one learned sink per head, whose share is then dropped (GPT-OSS).
 
     query [1, Hq, t, D], key and value [1, Hkv, n, D], mask [t, n], sinks [Hq]; returns [1, Hq, t, D].
+    Rows go in blocks of SCORES_MAX scores, so that a long context costs time and not memory.
     """
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    block = max(1, SCORES_MAX // (query.shape[1] * key.shape[2]))
+    parts = [
+        _block_with_sinks(
+            query[:, :, at : at + block], key, value, None if mask is None else mask[at : at + block], scaling, sinks
+        )
+        for at in range(0, query.shape[2], block)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _block_with_sinks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    sinks: torch.Tensor,
+) -> torch.Tensor:
+    """The heads of a group share their keys: they are multiplied as more rows, so that no key is copied."""
+    _, heads, rows, width = query.shape
+    groups = key.shape[1]
+    grouped = query.reshape(1, groups, heads // groups * rows, width)
+    scores = (torch.matmul(grouped, key.transpose(2, 3)) * scaling).view(1, heads, rows, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    column = sinks.reshape(1, -1, 1, 1).expand(1, -1, query.shape[2], 1).to(scores.dtype)
+    column = sinks.reshape(1, -1, 1, 1).expand(1, -1, rows, 1).to(scores.dtype)
     combined = torch.cat([scores, column], dim=-1)
     combined = combined - combined.max(dim=-1, keepdim=True).values
     weights = functional.softmax(combined, dim=-1, dtype=combined.dtype)[..., :-1]
-    return torch.matmul(weights, value)
+    out = torch.matmul(weights.reshape(1, groups, heads // groups * rows, -1), value)
+    return out.view(1, heads, rows, -1)
 
 
 def attend(
@@ -97,7 +126,7 @@ def attention(
     attention_mask: int | None,
     scaling: float | None = None,
     s_aux: torch.Tensor | None = None,
-    **_: object,
+    **others: object,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface over a packed batch: query [1, Hq, T, D] to [1, T, Hq, Dv].
 
@@ -105,6 +134,11 @@ def attention(
     slabs; elsewhere (latents that were expanded) they are the packed contexts of all sessions.  attention_mask is what
     `window` gave for the layer.
     """
+    unknown = [name for name, given in others.items() if given is not None and name not in IGNORED]
+    if unknown:
+        raise UnsupportedModel(
+            f"{type(module).__name__} hands {unknown[0]} to attention; shoal does not know what it means"
+        )
     cache: RaggedCache = module.shoal_cache
     layer: int = module.layer_idx
     cache.reached(layer, key)

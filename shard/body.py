@@ -125,6 +125,7 @@ class Body:
             return end.rows[0]
         finally:
             self._inlet.rows = None
+            cache.slices = ()  # attention modules keep the cache; it must not keep a closed session's KV
         last: torch.Tensor = output.last_hidden_state[0]
         return last
 
@@ -132,6 +133,7 @@ class Body:
         """Logits [N, V] of rows [N, H] that have passed the final norm, by the model's own head code."""
         self._replay.rows = rows.unsqueeze(0)
         logits: torch.Tensor = self._head_model(inputs_embeds=self._replay.rows, use_cache=False).logits[0]
+        self._replay.rows = None
         return logits
 
     def _make_buffers(self) -> None:

@@ -71,12 +71,18 @@ class ExpertBank:
             groups.setdefault(chosen, []).append(pair)
         order = [pair for pairs in groups.values() for pair in pairs]
         out = _pick(hidden, [row[pair] for pair in order])
-        kernel = self._kernels.get(layer)  # a layer without one holds no expert either, which is what is said below
+        kernel = self._kernel(layer)
         for chosen, part in zip(groups, out.split_with_sizes([len(pairs) for pairs in groups.values()]), strict=True):
             part.copy_(feed_forward(kernel, self._weights(layer, chosen), part))
         if len(groups) == len(order):  # every pair has an expert of its own, and they are in order already
             return out
         return _pick(out, sorted(range(len(order)), key=order.__getitem__))
+
+    def _kernel(self, layer: int) -> Any:
+        try:
+            return self._kernels[layer]
+        except KeyError:
+            raise UnitMissing(f"no expert of layer {layer} is held here") from None
 
     def _weights(self, layer: int, expert: int) -> Mapping[str, torch.Tensor]:
         try:

@@ -1,6 +1,8 @@
 """A stage's laws: what a step may carry, and that a step happens to a session in full or not at all."""
 
+import gc
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -550,3 +552,14 @@ def test_a_chain_of_stages_answers_what_its_last_stage_samples() -> None:
         for _ in range(6):
             chain.feed(session)
     assert cut.answers[session].log == whole.answers[session].log
+
+
+def test_a_closed_session_s_kv_is_given_back_to_the_machine_at_once(tiny: Any) -> None:
+    stage, _ = make_stage(tiny)
+    stage.open(open_request(ONE))
+    prompt = PROMPTS[ONE]
+    run(stage, step(0, prompt))
+    slab = weakref.ref(next(iter(stage.session_kv(ONE).keys.values())))
+    stage.close(ONE, 3)
+    gc.collect()
+    assert slab() is None
