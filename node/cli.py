@@ -362,19 +362,30 @@ def _told(*, as_json: bool = False, interrupted: str = "interrupted") -> Iterato
     try:
         yield
     except ShoalError as error:
-        if as_json:
-            from node import answer
-
-            answer.write_json(answer.failure(error))
-        else:
-            _tell(f"error: {error.message}")
-        raise typer.Exit(status.exit_code(error)) from None
+        raise typer.Exit(_fail(error, as_json=as_json)) from None
     except KeyboardInterrupt:
         _tell(interrupted)
         raise typer.Exit(status.EXIT_INTERRUPTED) from None
     except BrokenPipeError:  # whoever read stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(status.EXIT_LOCAL) from None
+    except OSError as error:
+        if error.errno is None:  # a library's own, not the system's
+            raise
+        raise typer.Exit(_fail(status.from_system(error), as_json=as_json)) from None
+
+
+def _fail(error: ShoalError, *, as_json: bool) -> int:
+    """Tells it, and gives the exit code."""
+    from node import status
+
+    if as_json:
+        from node import answer
+
+        answer.write_json(answer.failure(error))
+    else:
+        _tell(f"error: {error.message}")
+    return status.exit_code(error)
 
 
 def _say_ready(address: str, model_id: str, *, as_json: bool) -> None:

@@ -7,6 +7,7 @@ section 11.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ import grpc
 from protos.errors import (
     DeadlineExceeded,
     Gap,
+    InvalidRequest,
     LocalError,
     Overloaded,
     PeerLost,
@@ -67,6 +69,19 @@ _WEATHER = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
 )
 
+# What is wrong with a path, until somebody changes it or names another.
+_PATHS = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
+
 # What gRPC itself says, when no code of ours came with it.
 _FOREIGN: dict[grpc.StatusCode, type[ShoalError]] = {
     grpc.StatusCode.UNAVAILABLE: PeerLost,
@@ -98,6 +113,15 @@ def exit_code(error: ShoalError) -> int:
     if isinstance(error, RemoteError):
         return EXIT_REMOTE
     return EXIT_UNAVAILABLE if isinstance(error, Unavailable) else EXIT_LOCAL
+
+
+def from_system(error: OSError) -> ShoalError:
+    """The error behind a failed call to the system: a path that cannot be used is the caller's, the rest is weather."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    said = f"{where}{error.strerror or error}"
+    if error.errno in _PATHS:
+        return InvalidRequest(f"{said}; name another path, or make this one usable")
+    return Unavailable(f"the system refused: {said}; try again later")
 
 
 def metadata_of(error: ShoalError) -> tuple[tuple[str, str], ...]:

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import tiny
 from toy_node import answer, text_files
 from toy_server import Node
 from typer.testing import CliRunner
@@ -212,6 +213,17 @@ def test_commands_that_cannot_work_say_so(arguments: tuple[str, ...], exit_code:
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert result.exit_code == exit_code
+
+
+@pytest.mark.parametrize("store", ["taken/store", "taken", "/proc/store", "x" * 300])
+def test_a_store_that_cannot_be_written_is_one_line_and_exit_code_2(store: str, tmp_path: Path) -> None:
+    checkpoint = tiny.save("mixtral", tmp_path / "checkpoint")
+    (tmp_path / "taken").write_text("a file")
+    result = CliRunner().invoke(cli.app, ["pack", str(checkpoint), store])
+    assert result.exit_code == 2, result.exception
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert store in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
 
 
 def test_the_demo_models_folder_is_on_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Errors cross the wire as themselves; the table is PROTOCOL.md's."""
 
+import errno
 import re
 from pathlib import Path
 from urllib.parse import quote
@@ -138,3 +139,21 @@ def test_a_class_without_an_entry_has_its_parents_status() -> None:
 
     assert status.status_of(Special("x")) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert status.status_of(ShoalError("x")) is grpc.StatusCode.INTERNAL
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), InvalidRequest, "a/b: Not a directory"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), InvalidRequest, "a/b: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "a"), InvalidRequest, "a: Read-only file system"),
+        (OSError(errno.EIO, "Input/output error", "a"), Unavailable, "a: Input/output error"),
+        (OSError(errno.EMFILE, "Too many open files"), Unavailable, "Too many open files"),
+    ],
+)
+def test_what_the_system_refuses_is_the_callers_path_or_weather(
+    error: OSError, kind: type[ShoalError], says: str
+) -> None:
+    found = status.from_system(error)
+    assert type(found) is kind
+    assert says in found.message
