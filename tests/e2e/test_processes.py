@@ -202,10 +202,37 @@ def test_an_altered_unit_is_refused_by_its_name(home: Path, store: Path) -> None
     assert "damaged" in result.stderr
 
 
+def test_what_is_packed_already_is_said_and_not_packed_again(home: Path, store: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    again = shoal(home, "pack", str(home / "checkpoint"), str(store))
+    assert again.returncode == 0
+    assert again.stderr == f"{home / 'checkpoint'} is packed already, in {store}\n"
+    assert re.fullmatch(r"[0-9a-f]{64}\n", again.stdout)
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+
+
+def test_packing_that_is_interrupted_says_how_it_goes_on(home: Path, tmp_path: Path) -> None:
+    packing = subprocess.Popen(
+        command("pack", str(home / "checkpoint"), str(tmp_path / "store")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(home),
+        cwd=home,
+    )
+    assert packing.stderr is not None
+    assert packing.stderr.readline() == b"loading torch and transformers\n"
+    packing.send_signal(signal.SIGINT)
+    output, errors = packing.communicate(timeout=60)
+    assert (packing.returncode, output) == (130, b"")
+    assert errors.splitlines()[-1] == b"interrupted; run it again to go on where it was"
+    assert shoal(home, "pack", str(home / "checkpoint"), str(tmp_path / "store")).returncode == 0
+
+
 def test_show_prints_the_model(home: Path, store: Path) -> None:
     assert "qwen2_moe" in shoal(home, "show", "--store", str(store)).stdout
     (model,) = json.loads(shoal(home, "show", "--store", str(store), "--json").stdout)
-    assert "trunk.0" in shoal(home, "show", model["model"][:8], "--store", str(store)).stdout
+    assert "trunk.0" in model["units"]
+    assert "0 to 3" in shoal(home, "show", model["model"][:8], "--store", str(store)).stdout
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -225,10 +252,31 @@ def test_a_signal_ends_running_answers_with_a_typed_error(
         running.end()
 
 
+def test_a_node_that_is_killed_in_the_middle_of_an_answer_is_exit_code_3(home: Path, store: Path) -> None:
+    running = Node(home, store)
+    try:
+        asking = subprocess.Popen(
+            command("generate", "--node", running.address, "--token-ids", "5", "--max-tokens", "1000", "--ignore-eos"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(home),
+            cwd=home,
+        )
+        assert asking.stdout is not None
+        assert asking.stdout.read(1)
+        running.process.kill()
+        _, errors = asking.communicate(timeout=20)
+    finally:
+        running.end()
+    assert asking.returncode == 3
+    (line,) = errors.decode().splitlines()
+    assert line.startswith(f"error: the node at {running.address} is gone in the middle of its answer")
+
+
 def test_without_a_node_one_is_started_for_the_answer_and_ended(home: Path, store: Path) -> None:
     result = shoal(home, "generate", "--store", str(store), "--token-ids", "5,17", "--max-tokens", "3", "--json")
     assert result.returncode == 0, result.stderr
-    assert "starting a node" in result.stderr
+    assert "starting one for this answer" in result.stderr
     assert len(json.loads(result.stdout)["token_ids"]) == 3
     assert attached_nodes(store) == []
 
