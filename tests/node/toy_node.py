@@ -16,13 +16,13 @@ from node.generate import Door
 from node.text import Text
 from protos import inference_pb2 as pb
 from protos import units
-from protos.epoch import Epoch
 from protos.errors import ShoalError, UnknownSession
 from protos.ids import PeerId, UnitHash
 from protos.manifest import Manifest, UnitEntry
 from shard.stage import StepResult
 
 if TYPE_CHECKING:
+    from protos.epoch import Epoch
     from protos.ids import SessionId
     from shard.batch import Step
     from shard.stage import OpenSession
