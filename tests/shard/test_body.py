@@ -215,9 +215,10 @@ def test_the_boundary_changes_the_logits_so_that_mixing_sides_would_show() -> No
     assert float((longer - expected(tiny, log)).abs().max()) > 1e-2
 
 
-def test_all_rows_of_a_feed_take_the_side_of_its_end_also_in_chunks() -> None:
+@pytest.mark.parametrize("length", [BOUNDARY - 1, BOUNDARY, BOUNDARY + 1, 50])
+def test_all_rows_of_a_feed_take_the_side_of_its_end_also_in_chunks(length: int) -> None:
     tiny = model("phimoe")
-    log = list(range(60, 110))
+    log = list(range(60, 60 + length))
     chain = Chain(tiny, rows_max=7, recompute_at=BOUNDARY)
     session = chain.open("one", log, 1)
     chain.feed(session)
