@@ -15,15 +15,19 @@ import torch
 from node.show import size
 from node.text import Text
 from protos import units
-from protos.errors import InvalidRequest, OutOfMemory
+from protos.errors import InvalidManifest, InvalidRequest, OutOfMemory
+from shard.anatomy import Anatomy
 from shard.body import Body, parse_config
 from shard.experts import ExpertBank
+from shard.family import facts, meta_model
 from shard.stage import Stage
-from shard.weights import UnitStore
+from shard.weights import UnitStore, dtype_name
 from shard.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from transformers import PretrainedConfig
 
     from node.config import Config
     from protos.ids import UnitName
@@ -57,10 +61,11 @@ def load(config: Config, progress: Progress) -> Model:
     if config.threads:
         torch.set_num_threads(config.threads)
     files = store.text(manifest)
+    model_config = read_config(files, manifest)
     loading = _Loading(store, manifest, device, progress)
     bank = ExpertBank()
     body = Body(
-        parse_config(files["config.json"]),
+        model_config,
         _DTYPES[manifest.dtype],
         range(manifest.layers),
         loading.tensors,
@@ -73,6 +78,25 @@ def load(config: Config, progress: Progress) -> Model:
             bank.add(layer, expert, loading.tensors(units.expert(layer, expert)))
     worker = Worker(Stage(body, kv_limit), sessions_max=config.sessions_max)
     return Model(manifest, Text(files), worker)
+
+
+def read_config(files: Mapping[str, bytes], manifest: Manifest) -> PretrainedConfig:
+    """The configuration in a text unit, which may have come from a peer.
+
+    Raises UnsupportedModel; InvalidManifest, naming the field, where the manifest says otherwise.
+    """
+    if "config.json" not in files:
+        raise InvalidManifest(f"the text unit of model {manifest.model_id} has no config.json; pack the model again")
+    config = parse_config(files["config.json"])
+    found = {"dtype": dtype_name(config.dtype)}  # before a model is made: that writes its own dtype there
+    found |= facts(config, Anatomy(meta_model(config, _DTYPES[manifest.dtype])))
+    for field, value in found.items():
+        if getattr(manifest, field) != value:
+            raise InvalidManifest(
+                f"the manifest of model {manifest.model_id} says {field} {getattr(manifest, field)}, its config.json"
+                f" {value}: they are not of one model; fetch it from somebody else, or pack it again"
+            )
+    return config
 
 
 class _Loading:

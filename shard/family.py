@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from shard.anatomy import Anatomy
     from shard.checkpoint import Checkpoint
 
-ATTENTIONS: Final = ("full_attention", "sliding_attention", "chunked_attention")
-"""Layer types whose state is keys and values by position."""
+ATTENTIONS: Final = ("full_attention", "sliding_attention", "attention")
+"""Layer types whose state is keys and values by position, and which shard.attention masks: no chunked_attention."""
 
 RECURRENT: Final = ("mamba", "linearattn", "recurrent", "rwkv", "deltanet", "shortconv", "lightning")
 """What transformers calls the modules of layers that keep another state, without underscores."""
@@ -42,13 +42,22 @@ def read_config(checkpoint: Checkpoint) -> PretrainedConfig:
         config: Any = CONFIG_MAPPING[family].from_dict(copy.deepcopy(fields))
     except Exception as error:
         raise UnsupportedModel(f"{family}: transformers cannot read its config.json: {error}") from error
+    refuse_foreign(config)
+    return config
+
+
+def refuse_foreign(config: PretrainedConfig) -> None:
+    """Raises UnsupportedModel for what its configuration alone says is no decoder for text that shoal can cut."""
+    family = config.model_type
     if config.is_encoder_decoder:
         raise UnsupportedModel(f"{family} is an encoder-decoder; shoal serves decoders")
     if config.get_text_config() is not config or config.sub_configs:
         raise UnsupportedModel(f"{family} is multimodal; shoal serves models of text only")
     if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnsupportedModel(f"{family} has no causal language model in transformers")
-    return config
+    kinds = set(getattr(config, "layer_types", None) or ()) - set(ATTENTIONS)
+    if kinds:
+        raise UnsupportedModel(_other_layers(family, kinds))
 
 
 def choose_dtype(checkpoint: Checkpoint, config: PretrainedConfig, name: str | None) -> torch.dtype:
@@ -65,7 +74,7 @@ def choose_dtype(checkpoint: Checkpoint, config: PretrainedConfig, name: str | N
     return chosen  # type: ignore[no-any-return]
 
 
-def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> Any:
+def meta_model(config: PretrainedConfig, dtype: torch.dtype) -> Any:
     """The CausalLM with all parameters on the meta device: shapes and names, no memory.  Raises UnsupportedModel."""
     try:
         with torch.device("meta"):
@@ -84,16 +93,18 @@ def skeleton(config: PretrainedConfig, dtype: torch.dtype) -> Any:
 
 
 def refuse_recurrent(config: PretrainedConfig, anatomy: Anatomy) -> None:
-    """Raises UnsupportedModel for layers whose state cannot be cut at a position."""
-    kinds = set(getattr(config, "layer_types", None) or ()) - set(ATTENTIONS)
+    """Raises UnsupportedModel for layers whose state cannot be cut at a position, by their modules' names."""
     modules = anatomy.base.layers.named_modules()
     names = {name for name, module in modules if _is_recurrent(name) or _is_recurrent(type(module).__name__)}
-    found = sorted(kinds) or sorted(names)
-    if found:
-        raise UnsupportedModel(
-            f"{config.model_type} has layers of another kind than attention over all positions or a window"
-            f" ({listed(found)}); their state is no KV that could be cut at a position"
-        )
+    if names:
+        raise UnsupportedModel(_other_layers(config.model_type, names))
+
+
+def _other_layers(family: str, found: set[str]) -> str:
+    return (
+        f"{family} has layers of another kind than attention over all positions or a window"
+        f" ({listed(sorted(found))}); shoal cannot cut or mask what they keep at a position"
+    )
 
 
 def _is_recurrent(name: str) -> bool:

@@ -18,7 +18,7 @@ from shard import heap, packed
 from shard.anatomy import Anatomy, Part
 from shard.checkpoint import CONFIG, Checkpoint
 from shard.conversion import Conversion, listed
-from shard.family import choose_dtype, facts, read_config, refuse_recurrent, skeleton
+from shard.family import choose_dtype, facts, meta_model, read_config, refuse_recurrent
 from shard.generation import check_generation
 from shard.journal import Journal
 from shard.weights import dtype_name
@@ -71,7 +71,7 @@ class _Packing:
         self.batches = self._batches()
 
     def _plan(self) -> None:
-        self.anatomy = Anatomy(skeleton(self.config, self.dtype))
+        self.anatomy = Anatomy(meta_model(self.config, self.dtype))
         refuse_recurrent(self.config, self.anatomy)
         self.conversion = Conversion(self.anatomy.model, self.dtype, self.checkpoint.sources)
         self.table = self._tied_table()

@@ -18,6 +18,7 @@ from protos.errors import UnsupportedModel
 from shard.anatomy import Anatomy
 from shard.body import Body
 from shard.experts import ExpertBank
+from shard.family import meta_model, refuse_foreign
 from shard.kv import RaggedCache, SessionKv, Slice
 
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ class SelfCheck:
 
 def check(config: PretrainedConfig) -> SelfCheck:
     """Compares both ways.  Raises UnsupportedModel, naming the family and what differs."""
-    _refuse_known(config)
+    refuse_foreign(config)
     name = config.model_type
     try:
         tiny = shrink(config)
+        meta_model(tiny, torch.float32)  # refuses what has no experts
         model = random_model(tiny)
         references = [_reference(model, prompt) for prompt in _prompts(tiny.vocab_size)]
         difference, at = _difference(model, references, None), None
@@ -77,25 +79,6 @@ def rope_boundary(config: PretrainedConfig) -> int | None:
         return None
     length = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
     return int(length) if length else None
-
-
-def _refuse_known(config: PretrainedConfig) -> None:
-    name = config.model_type
-    if config.is_encoder_decoder:
-        raise UnsupportedModel(f"{name} is an encoder-decoder model; shoal serves decoders")
-    if config.get_text_config() is not config:
-        raise UnsupportedModel(f"{name} is multimodal; shoal serves text decoders")
-    model = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if model is None:
-        raise UnsupportedModel(f"{name} has no causal language model in transformers")
-    if not model._can_set_experts_implementation():
-        raise UnsupportedModel(f"{name} is dense, or keeps its experts where transformers lets nobody replace them")
-    kinds = set(getattr(config, "layer_types", None) or ())
-    foreign = sorted(kinds - {"full_attention", "sliding_attention", "attention"})
-    if foreign:
-        raise UnsupportedModel(
-            f"{name} has layers of type {', '.join(foreign)}; shoal serves full and sliding attention"
-        )
 
 
 def shrink(config: PretrainedConfig) -> PretrainedConfig:

@@ -330,6 +330,11 @@ NOT_OURS: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "qwen3_next", "num_experts": 4, "layer_types": ["linear_attention", "full_attention"]} | SMALL,
         "qwen3_next has layers of another kind .*linear_attention",
     ),
+    "chunked attention": (
+        {"model_type": "mixtral", "num_local_experts": 4, "layer_types": ["full_attention", "chunked_attention"]}
+        | SMALL,
+        "mixtral has layers of another kind .*chunked_attention",
+    ),
     "Mamba": (
         {"model_type": "jamba", "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1} | SMALL,
         "jamba has layers of another kind",
