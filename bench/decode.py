@@ -33,13 +33,14 @@ from bench.rounds import conditions, interleaved, median, ratio, table
 from node import config as node_config
 from node import log, model, nearby
 from protos import inference_pb2 as pb
-from protos.ids import SessionId
+from protos.epoch import Epoch
+from protos.ids import PeerId, SessionId
 from protos.sampling import SamplingParams
 from shard.batch import Step
 from shard.stage import OpenSession
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from bench.models import Subject
     from node.client import Client
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     Prompts = list[list[int]]
     Ask = Callable[[Prompts, int], "Run"]
 
+EPOCH = Epoch(0, PeerId("bench"))
 NEW = 64
 PROMPT = 32
 PREFILLS = (32, 512)
@@ -76,7 +78,7 @@ class Case:
     name: str
     prompts: Prompts
     new: int
-    speeds: dict[str, Callable[[Run], float]]
+    speeds: Mapping[str, Callable[[Run], float]]
 
 
 def main() -> None:
@@ -129,13 +131,17 @@ def _cases(subject: Subject) -> list[Case]:
         speeds = {f"decode, batch {batch}": _decode_speed, f"answer, batch {batch}": _answer_speed}
         cases.append(Case(f"batch {batch}", subject.prompts(batch, PROMPT), NEW, speeds))
     for length in PREFILLS:
-        speeds = {f"prefill, {length} tokens": lambda run, length=length: length / run.first_s}
+        speeds = {f"prefill, {length} tokens": partial(_prefill_speed, length)}
         cases.append(Case(f"prefill {length}", subject.prompts(1, length), 1, speeds))
     return cases
 
 
 def _decode_speed(run: Run) -> float:
     return (run.tokens - len(run.answers)) / (run.last_s - run.first_s)
+
+
+def _prefill_speed(length: int, run: Run) -> float:
+    return length / run.first_s
 
 
 def _answer_speed(run: Run) -> float:
@@ -175,7 +181,7 @@ def _transformers(subject: Subject) -> Callable[[str, Prompts, int], Run]:
     return partial(_ask_transformers, loaded)
 
 
-class _FirstToken(StoppingCriteria):
+class _FirstToken(StoppingCriteria):  # type: ignore[misc]
     """Never stops; notes when the first token was there."""
 
     def __init__(self) -> None:
@@ -251,11 +257,11 @@ def _ask_worker(worker: Worker, prompts: Prompts, new: int) -> Run:
     params = SamplingParams(max_tokens=new)
     logs = {SessionId(str(number)): list(prompt) for number, prompt in enumerate(prompts)}
     for session, tokens in logs.items():
-        worker.open(OpenSession(session, 0, tuple(tokens), len(tokens), params, len(tokens) + new)).result()
+        worker.open(OpenSession(session, EPOCH, tuple(tokens), len(tokens), params, len(tokens) + new)).result()
     starts = dict.fromkeys(logs, 0)
     first = 0.0
     for _ in range(new):
-        steps = [Step(s, 0, starts[s], len(logs[s]), tuple(logs[s][starts[s] :])) for s in logs]
+        steps = [Step(s, EPOCH, starts[s], len(logs[s]), tuple(logs[s][starts[s] :])) for s in logs]
         for step, done in [(step, worker.step(step)) for step in steps]:
             token = done.result().token
             assert token is not None
@@ -264,7 +270,7 @@ def _ask_worker(worker: Worker, prompts: Prompts, new: int) -> Run:
             logs[step.session].append(token)
     last = time.perf_counter()
     for session in logs:
-        worker.close(session, 0).result()
+        worker.close(session, EPOCH).result()
     return Run(first - asked, last - asked, [list(log[-new:]) for log in logs.values()])
 
 

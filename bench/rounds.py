@@ -5,6 +5,7 @@ Law: ways that are compared run one after the other in the same round, so that w
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 from pathlib import Path
@@ -44,10 +45,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
-def conditions(threads: int) -> str:
-    """What the figures hold for, in one line."""
+def conditions(threads: int = 0) -> str:
+    """What the figures hold for, in one line; without `threads`, the node had what it takes by itself."""
+    chosen = f"{threads} torch thread{'s' * (threads != 1)}" if threads else f"{os.cpu_count()} cores"
     return (
-        f"{_processor()}; {threads} torch thread{'s' * (threads != 1)}; torch {torch.__version__}, "
+        f"{_processor()}; {chosen}; torch {torch.__version__}, "
         f"transformers {transformers.__version__}, Python {platform.python_version()}"
     )
 
