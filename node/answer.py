@@ -6,6 +6,7 @@ Law: stdout carries the answer and nothing else.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,12 +60,19 @@ def collect(events: Iterable[pb.GenerateEvent]) -> dict[str, Any]:
     }
     if any(token.HasField("logprob") for token in tokens):
         answer["logprobs"] = [_logprobs(token) for token in tokens]
+    if started.prompt_logprobs:
+        answer["prompt_logprobs"] = [_finite(value) for value in started.prompt_logprobs]
     return answer
 
 
 def _logprobs(token: pb.Token) -> dict[str, Any]:
-    top = [{"id": entry.id, "text": entry.text, "logprob": entry.logprob} for entry in token.top]
-    return {"id": token.id, "logprob": token.logprob, "top": top}
+    top = [{"id": entry.id, "text": entry.text, "logprob": _finite(entry.logprob)} for entry in token.top]
+    return {"id": token.id, "logprob": _finite(token.logprob), "top": top}
+
+
+def _finite(value: float) -> float | None:
+    """None for -inf, a token that the model excludes: JSON has no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def timings(finished: pb.Finished) -> dict[str, float | None]:
@@ -97,5 +105,5 @@ def failure(error: ShoalError) -> dict[str, Any]:
 
 def write_json(value: object) -> None:
     """One line on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()

@@ -32,6 +32,7 @@ SAMPLING: Final = (
     "presence_penalty",
     "frequency_penalty",
     "logprobs",
+    "prompt_logprobs",
 )
 """Options that are fields of protos.sampling.SamplingParams."""
 

@@ -237,6 +237,10 @@ def generate(
     logprobs: Annotated[
         int | None, option("N", "With --json: of each token and of the N likeliest, 0 to 20.", ANSWER)
     ] = None,
+    prompt_logprobs: Annotated[
+        bool | None,
+        option("", "With --json: of each token of the prompt but the first.", ANSWER, flag="--prompt-logprobs"),
+    ] = None,
     stats: Annotated[
         bool, option("", "Say how fast it went, also if stderr is no terminal.", ANSWER, flag="--stats")
     ] = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,10 @@ from toy_node import answer, text_files
 from toy_server import Node
 from typer.testing import CliRunner
 
+from node import answer as answers
 from node import cli, nearby, presence
 from node.demo import build
+from protos import inference_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +76,27 @@ def test_json_is_one_object_with_ids_text_and_timings(node: Node) -> None:
 def test_logprobs_are_absent_unless_asked_for(node: Node) -> None:
     node.worker.logprobs = False
     assert "logprobs" not in json.loads(ask(node, "--token-ids", "5", "--max-tokens", "1", "--json").stdout)
+
+
+def test_prompt_logprobs_are_in_the_json_if_asked_for_and_null_where_the_model_excludes_a_token() -> None:
+    started = pb.Started(prompt_tokens=3, prompt_logprobs=[-0.5, -math.inf])
+    top = [pb.TopLogprob(id=4, text="b", logprob=-math.inf)]
+    token = pb.Token(id=3, text="a", logprob=-math.inf, top=top)
+    events = [
+        pb.GenerateEvent(started=started),
+        pb.GenerateEvent(token=token),
+        pb.GenerateEvent(finished=pb.Finished(reason=pb.Finished.LENGTH)),
+    ]
+    reply = answers.collect(events)
+    assert reply["prompt_logprobs"] == [-0.5, None]
+    assert reply["logprobs"] == [{"id": 3, "logprob": None, "top": [{"id": 4, "text": "b", "logprob": None}]}]
+    assert json.loads(json.dumps(reply, allow_nan=False)) == reply
+
+
+def test_prompt_logprobs_reach_the_sampler_only_if_asked_for(node: Node) -> None:
+    for flags in ((), ("--prompt-logprobs",)):
+        assert ask(node, "--token-ids", "5,6", "--max-tokens", "1", "--json", *flags).exit_code == 0
+    assert [request.params.prompt_logprobs for request in node.worker.opened] == [False, True]
 
 
 def test_a_prompt_is_a_chat_unless_raw_and_may_come_from_stdin(node: Node) -> None:
