@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
@@ -204,6 +205,7 @@ def run(
         log.configure(settings.log_level, settings.log_format)
         with contextlib.ExitStack() as stack:
             report = stack.enter_context(progress.shown(log.get("progress").info))
+            signal.signal(signal.SIGTERM, _end)
             report(STARTING, 0, 0)
             from node import runtime
 
@@ -390,6 +392,11 @@ def _fail(error: ShoalError, *, as_json: bool) -> int:
     else:
         _tell(f"error: {error.message}")
     return status.exit_code(error)
+
+
+def _end(number: int, frame: object) -> None:
+    """Until the node itself listens to signals: the default would leave a half-drawn bar and no cursor."""
+    raise SystemExit(0)
 
 
 def _say_ready(address: str, model_id: str, *, as_json: bool) -> None:

@@ -69,4 +69,7 @@ class _Bars:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        return self._stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
+        progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._stack.callback(progress.stop)  # before the start, which a signal may cut off with the cursor hidden
+        progress.start()
+        return progress

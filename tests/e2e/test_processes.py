@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import select
 import signal
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.e2e
 
 CODE = Path(__file__).parents[2]
 START_S = 120.0
+HIDE_CURSOR, SHOW_CURSOR, ERASE_LINE = b"\x1b[?25l", b"\x1b[?25h", b"\x1b[2K"
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +191,26 @@ def test_a_memory_limit_below_the_models_size_says_what_is_needed(home: Path, st
     assert result.returncode == 3
     assert "needs 1." in result.stderr
     assert "memory_limit is 100.0 KiB" in result.stderr
+
+
+def test_ctrl_c_while_a_node_starts_leaves_the_terminal_as_it_was(home: Path, store: Path) -> None:
+    screen, terminal = pty.openpty()
+    with subprocess.Popen(
+        command("generate", "hello", "--store", str(store)),
+        stdin=terminal, stdout=terminal, stderr=terminal, env=environment(home) | {"TERM": "xterm"}, cwd=home,
+    ) as asking:  # fmt: skip
+        os.close(terminal)
+        shown = b""
+        while b"loading torch" not in shown:
+            shown += os.read(screen, 4096)
+        asking.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # Linux's end of a terminal that nobody has open any more
+            while more := os.read(screen, 4096):
+                shown += more
+        os.close(screen)
+        assert asking.wait(START_S) == 130
+    assert shown.rindex(SHOW_CURSOR) > shown.rindex(HIDE_CURSOR)
+    assert shown.endswith(ERASE_LINE + b"interrupted\r\n")
 
 
 def test_an_altered_unit_is_refused_by_its_name(home: Path, store: Path) -> None:
