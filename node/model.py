@@ -15,7 +15,7 @@ import torch
 from node.show import size
 from node.text import Text
 from protos import units
-from protos.errors import InvalidManifest, InvalidRequest, OutOfMemory
+from protos.errors import InvalidManifest, InvalidRequest
 from shard.anatomy import Anatomy
 from shard.body import Body, parse_config
 from shard.experts import ExpertBank
@@ -52,7 +52,7 @@ class Model:
 def load(config: Config, progress: Progress) -> Model:
     """Blocks for as long as it takes to check and map the weights; `progress` hears (what, bytes done, bytes in all).
 
-    Raises UnitMissing, UnitMismatch, InvalidManifest, OutOfMemory, InvalidRequest (a device that is not there).
+    Raises UnitMissing, UnitMismatch, InvalidManifest, InvalidRequest (no such model or device, a limit below its size).
     """
     store = UnitStore(config.store)
     manifest = store.manifest(config.model or None)
@@ -123,14 +123,14 @@ def weights_bytes(manifest: Manifest) -> int:
 
 
 def kv_bytes_max(config: Config, manifest: Manifest) -> int:
-    """What KV may take beside the weights.  Raises OutOfMemory, naming what is needed and what is allowed."""
+    """What KV may take beside the weights.  Raises InvalidRequest, naming what is needed and what is allowed."""
     weights = weights_bytes(manifest)
     if config.memory_limit is None:
         return config.kv_limit or int(_free_bytes() * _KV_SHARE)
     needed = weights + (config.kv_limit or 0)
     if config.memory_limit <= weights or config.memory_limit < needed:
         kv = f" and {size(config.kv_limit)} for KV (kv_limit)" if config.kv_limit else ", and some for KV"
-        raise OutOfMemory(
+        raise InvalidRequest(
             f"model {manifest.model_id[:12]} needs {size(weights)} for its weights{kv}, but memory_limit is "
             f"{size(config.memory_limit)}: raise it, or serve a smaller model"
         )

@@ -136,7 +136,7 @@ class Overloaded(Unavailable):
 
 
 class OutOfMemory(Unavailable):
-    """The memory limit is below what is needed; the message names both."""
+    """The machine does not have the memory that its limits allow; the message says how much was needed."""
 
     code = "out_of_memory"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from protos.errors import InvalidManifest, InvalidRequest, UnitMissing
+from protos.errors import InvalidManifest, InvalidRequest
 from protos.ids import ModelId
 from protos.limits import MANIFEST_BYTES_MAX
 from protos.manifest import Manifest
@@ -38,7 +38,7 @@ class Catalogue:
     def manifest(self, prefix: str | None = None) -> Manifest:
         """The manifest whose id begins with `prefix`, or the only one.
 
-        Raises UnitMissing (none), InvalidRequest (several, or no id), InvalidManifest (damaged, or another model's).
+        Raises InvalidRequest (none, several, or no id), InvalidManifest (damaged, or another model's).
         """
         path = self.root / "models" / f"{self._choose(prefix)}.json"
         if path.stat().st_size > MANIFEST_BYTES_MAX:
@@ -57,12 +57,19 @@ class Catalogue:
         models = self.models()
         found = [model for model in models if model.startswith(prefix or "")]
         if not models:
-            raise UnitMissing(f"the store {self.root} holds no model; pack one with: shoal pack CHECKPOINT {self.root}")
+            raise InvalidRequest(self._why_empty())
         if not found:
-            raise UnitMissing(f"no model in {self.root} begins with {prefix}; it holds {_short(models)}")
+            raise InvalidRequest(f"no model in {self.root} begins with {prefix}; it holds {_short(models)}")
         if len(found) > 1:
             raise InvalidRequest(f"{len(found)} models in {self.root} fit: {_short(found)}; give more digits of one id")
         return found[0]
+
+    def _why_empty(self) -> str:
+        if self.root.exists() and not self.root.is_dir():
+            return f"the store {self.root} is no folder; name the folder that models were packed into"
+        why = "holds no model" if self.root.exists() else "does not exist, so it holds no model"
+        demo = f'shoal pack "$(shoal demo-model)" {self.root}'
+        return f"the store {self.root} {why}; pack one with: shoal pack CHECKPOINT {self.root} (or, to try it: {demo})"
 
     def path(self, entry: UnitEntry) -> Path:
         return self.root / "units" / entry.sha256[:2] / f"{entry.sha256}.safetensors"

@@ -210,10 +210,10 @@ def test_a_node_on_this_machine_is_used_if_it_serves_the_model(node: Node) -> No
 
 def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:
     result = shoal("generate", "hi", "--store", str(tmp_path / "empty"))
-    assert result.exit_code == 3
+    assert result.exit_code == 2
     assert "holds no model" in result.stderr
     as_json = shoal("generate", "hi", "--store", str(tmp_path / "empty"), "--json")
-    assert json.loads(as_json.stdout)["error"]["code"] == "unit_missing"
+    assert json.loads(as_json.stdout)["error"]["code"] == "invalid_request"
 
 
 @pytest.mark.parametrize(
@@ -225,8 +225,10 @@ def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:
         (("run", "--port", "70000"), 2, "port is 70000"),
         (("run", "--host", "0.0.0.0"), 2, "only a loopback address is allowed"),
         (("run", "--memory-limit", "lots"), 2, "memory_limit is 'lots'"),
-        (("run",), 3, "holds no model"),
-        (("show",), 3, "holds no model"),
+        (("run",), 2, "holds no model"),
+        (("show",), 2, "holds no model"),
+        (("show", "--store", "no/such/store"), 2, "no/such/store does not exist"),
+        (("show", "--store", cli.__file__), 2, "is no folder"),
         (("show", "not-hex"), 2, "no model id"),
         (("pack", "/nowhere"), 2, "/nowhere"),
         (("demo-model", "--random"), 2, "needs --out"),

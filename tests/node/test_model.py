@@ -13,7 +13,7 @@ from toy_node import manifest
 from node import model
 from node.config import Config
 from protos import units
-from protos.errors import InvalidManifest, InvalidRequest, OutOfMemory
+from protos.errors import InvalidManifest, InvalidRequest
 from protos.ids import UnitHash
 from protos.manifest import Manifest, UnitEntry
 from shard.pack import pack
@@ -39,7 +39,7 @@ def test_weights_are_all_units_but_text() -> None:
     ],
 )
 def test_a_limit_below_what_is_needed_names_both(settings: dict[str, int], says: str) -> None:
-    with pytest.raises(OutOfMemory, match=says):
+    with pytest.raises(InvalidRequest, match=says):
         model.kv_bytes_max(Config(**settings), TOY)
 
 
