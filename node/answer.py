@@ -11,11 +11,10 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from protos import inference_pb2 as pb
+from protos.errors import ShoalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from protos.errors import ShoalError
 
 REASONS: Final = {pb.Finished.STOP: "stop", pb.Finished.LENGTH: "length", pb.Finished.STOP_STRING: "stop_string"}
 
@@ -23,17 +22,24 @@ REASONS: Final = {pb.Finished.STOP: "stop", pb.Finished.LENGTH: "length", pb.Fin
 def stream(events: Iterable[pb.GenerateEvent], *, as_ids: bool) -> tuple[pb.Started, pb.Finished]:
     """Writes the answer as it comes: its text, or its token ids (for a model without a tokenizer)."""
     started, finished = pb.Started(), pb.Finished()
-    separator = ""
-    for event in events:
-        match event.WhichOneof("event"):
-            case "started":
-                started = event.started
-            case "token":
-                sys.stdout.write(f"{separator}{event.token.id}" if as_ids else event.token.text)
-                sys.stdout.flush()
-                separator = " "
-            case "finished":
-                finished = event.finished
+    written = ""
+    try:
+        for event in events:
+            match event.WhichOneof("event"):
+                case "started":
+                    started = event.started
+                case "token":
+                    text = f"{' ' if written else ''}{event.token.id}" if as_ids else event.token.text
+                    sys.stdout.write(text)
+                    sys.stdout.flush()
+                    written = text or written
+                case "finished":
+                    finished = event.finished
+    except (ShoalError, KeyboardInterrupt):
+        if written and not written.endswith("\n"):  # what is said of it begins on a line of its own
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        raise
     sys.stdout.write("\n")
     sys.stdout.flush()
     return started, finished

@@ -18,6 +18,7 @@ from node import answer as answers
 from node import cli, nearby, presence
 from node.demo import build
 from protos import inference_pb2 as pb
+from protos.errors import PeerLost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,6 +180,20 @@ def test_an_answer_that_fails_in_the_middle_says_why(node: Node) -> None:
     result = ask(node, "--token-ids", "5")
     assert result.exit_code == 3
     assert "error: the step took too long" in result.stderr
+
+
+@pytest.mark.parametrize(("text", "printed"), [("half", "half\n"), ("line\n", "line\n"), ("", "")])
+@pytest.mark.parametrize("error", [PeerLost("gone"), KeyboardInterrupt()])
+def test_text_that_was_cut_off_ends_with_a_newline(
+    text: str, printed: str, error: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def events() -> Iterator[pb.GenerateEvent]:
+        yield pb.GenerateEvent(token=pb.Token(text=text))
+        raise error
+
+    with pytest.raises(type(error)):
+        answers.stream(events(), as_ids=False)
+    assert capsys.readouterr().out == printed
 
 
 def test_nobody_at_the_address_is_exit_code_3() -> None:
