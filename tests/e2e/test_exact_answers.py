@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 NEW = 64
 LENGTHS = (7, 20, 45)
 
+FAMILIES = [
+    "deepseek_v3",
+    "phimoe",
+    pytest.param("mixtral", marks=pytest.mark.slow),
+    pytest.param("gpt_oss", marks=pytest.mark.slow),
+]
+
 pytestmark = pytest.mark.e2e
 
 
@@ -45,7 +52,7 @@ class Served:
         return tokens
 
 
-@pytest.fixture(scope="module", params=["mixtral", "deepseek_v3", "gpt_oss", "phimoe"])
+@pytest.fixture(scope="module", params=FAMILIES)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     running = Served(request.param, tmp_path_factory.mktemp(request.param))
     yield running
