@@ -38,7 +38,7 @@ SAMPLING: Final = (
 
 
 def request(
-    prompt: str,
+    prompt: str | None,
     token_ids: str | None,
     options: Mapping[str, Any],
     *,
@@ -48,8 +48,10 @@ def request(
     ignore_eos: bool = False,
 ) -> pb.GenerateRequest:
     """The message for a prompt ("-": stdin) or for token ids.  Raises InvalidRequest, naming the option."""
-    if (token_ids is None) == (prompt == ""):
+    if (token_ids is None) == (prompt is None):
         raise InvalidRequest("give either a PROMPT or --token-ids, such as --token-ids 5,17")
+    if prompt == "":
+        raise InvalidRequest("PROMPT is empty; give some text, or - to read it from stdin")
     if token_ids is not None and (raw or system is not None):
         raise InvalidRequest("--raw and --system are for a PROMPT; --token-ids are taken as they are")
     if raw and system is not None:
@@ -59,7 +61,7 @@ def request(
     message = pb.GenerateRequest(sampling=pb.Sampling(**given), stop=stop, ignore_eos=ignore_eos)
     if token_ids is not None:
         message.token_ids.ids.extend(_ids(token_ids))
-    else:
+    elif prompt is not None:
         _say(message, sys.stdin.read() if prompt == "-" else prompt, raw, system)
     messages.check_generate(message)
     return message

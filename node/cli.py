@@ -219,7 +219,9 @@ def run(
 
 @app.command(epilog=EXIT_CODES)
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to ask; '-': read it from stdin.")] = "",
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="What to ask; '-': read it from stdin.")
+    ] = None,
     node: Annotated[
         str | None,
         option("HOST:PORT", "Ask this node (default: one on this machine, else one started for this answer).", NODE),
@@ -276,6 +278,8 @@ def generate(
     with _told(as_json=as_json):
         from node import ask, nearby
 
+        if not as_json and (logprobs is not None or prompt_logprobs):
+            raise InvalidRequest("--logprobs and --prompt-logprobs are only printed with --json; add it")
         message = ask.request(
             prompt, token_ids, options, raw=raw, system=system, stop=stop or [], ignore_eos=ignore_eos
         )
