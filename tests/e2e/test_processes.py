@@ -150,8 +150,13 @@ def test_several_at_once_get_the_answers_that_each_gets_alone(node: Node) -> Non
 def test_a_hundred_answers_leak_no_thread_file_or_kv(node: Node) -> None:
     process = psutil.Process(node.process.pid)
     with Client(node.address) as client:
-        for _ in range(10):
-            list(client.generate(request(5, max_tokens=2)))
+        for n in range(30):  # the pools fill up to their limits, with clients that stay and clients that leave
+            stream = client.generate(request(5, max_tokens=2))
+            next(stream)
+            if n % 3 == 0:
+                stream.close()
+            else:
+                list(stream)
         before = process.num_threads(), process.num_fds()
         for n in range(100):
             stream = client.generate(request(n, max_tokens=3))
@@ -167,7 +172,7 @@ def test_a_hundred_answers_leak_no_thread_file_or_kv(node: Node) -> None:
         info = client.info()
     assert (info.sessions_running, info.kv_bytes_used) == (0, 0)
     after = process.num_threads(), process.num_fds()
-    assert after[0] <= before[0] + 14  # the stream pool fills up to its limit, once
+    assert after[0] <= before[0] + 4  # gRPC's own threads come and go by a few
     assert after[1] <= before[1] + 2
 
 
