@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ import pytest
 
 from node.client import Client
 from protos import inference_pb2 as pb
-from protos.errors import ShuttingDown
+from protos.errors import Overloaded, ShuttingDown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.e2e
 
 CODE = Path(__file__).parents[2]
 START_S = 120.0
+SESSIONS_MAX, QUEUE_MAX, REFUSED = 4, 4, 8
 HIDE_CURSOR, SHOW_CURSOR, ERASE_LINE = b"\x1b[?25l", b"\x1b[?25h", b"\x1b[2K"
 
 
@@ -109,7 +111,9 @@ class Node:
 
 @pytest.fixture(scope="module")
 def node(home: Path, store: Path) -> Iterator[Node]:
-    running = Node(home, store, "--log-format", "json", "--sessions-max", "4")
+    running = Node(
+        home, store, "--log-format", "json", "--sessions-max", str(SESSIONS_MAX), "--queue-max", str(QUEUE_MAX)
+    )
     yield running
     assert running.end() == 0
 
@@ -147,16 +151,21 @@ def test_several_at_once_get_the_answers_that_each_gets_alone(node: Node) -> Non
     assert together == alone
 
 
+def fill_pools(client: Client) -> None:
+    """As many calls at once as the node has threads for; those beyond its sessions and its queue are refused."""
+    streams = [client.generate(request(n, max_tokens=400)) for n in range(SESSIONS_MAX + QUEUE_MAX + REFUSED)]
+    with ThreadPoolExecutor(len(streams)) as pool:
+        firsts = [pool.submit(next, stream) for stream in streams]
+        assert sum(isinstance(first.exception(START_S), Overloaded) for first in firsts) == REFUSED
+    for stream in streams:
+        stream.close()
+
+
 def test_a_hundred_answers_leak_no_thread_file_or_kv(node: Node) -> None:
     process = psutil.Process(node.process.pid)
     with Client(node.address) as client:
-        for n in range(30):  # the pools fill up to their limits, with clients that stay and clients that leave
-            stream = client.generate(request(5, max_tokens=2))
-            next(stream)
-            if n % 3 == 0:
-                stream.close()
-            else:
-                list(stream)
+        fill_pools(client)
+        list(client.generate(request(5, max_tokens=2)))
         before = process.num_threads(), process.num_fds()
         for n in range(100):
             stream = client.generate(request(n, max_tokens=3))
