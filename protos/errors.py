@@ -129,6 +129,36 @@ class NonFinite(RemoteError):
     code = "non_finite"
 
 
+class Unauthenticated(RemoteError):
+    """A call without a token that is in force: say Hello first, or again."""
+
+    code = "unauthenticated"
+
+
+class PermissionDenied(RemoteError):
+    """Who calls is known, and may not do this."""
+
+    code = "permission_denied"
+
+
+class InvalidSignature(RemoteError):
+    """A record or a Hello whose signature does not fit its key, its domain, or this connection."""
+
+    code = "invalid_signature"
+
+
+class InvalidRecord(RemoteError):
+    """A node's record that contradicts itself, is too old or too new, or speaks for another."""
+
+    code = "invalid_record"
+
+
+class WrongPeer(RemoteError):
+    """Another node, or another certificate, than the address or the record says."""
+
+    code = "wrong_peer"
+
+
 class Overloaded(Unavailable):
     """A queue, a quota or the KV memory is full."""
 
@@ -165,6 +195,12 @@ class PeerLost(Unavailable):
     code = "peer_lost"
 
 
+class ExpertsUnreachable(Unavailable):
+    """Experts that a step needs, and no replica of them answers now."""
+
+    code = "experts_unreachable"
+
+
 class DeadlineExceeded(Unavailable):
     """The time for this ran out."""
 
@@ -196,6 +232,11 @@ by_code: dict[str, type[ShoalError]] = {
         Fenced,
         Gap,
         NonFinite,
+        Unauthenticated,
+        PermissionDenied,
+        InvalidSignature,
+        InvalidRecord,
+        WrongPeer,
         Unavailable,
         Overloaded,
         OutOfMemory,
@@ -203,6 +244,7 @@ by_code: dict[str, type[ShoalError]] = {
         UnitMissing,
         PortInUse,
         PeerLost,
+        ExpertsUnreachable,
         DeadlineExceeded,
         ShuttingDown,
     )

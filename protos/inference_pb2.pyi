@@ -244,6 +244,7 @@ class GenerateEvent(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___Started: ...
     @_builtins.property
@@ -252,6 +253,8 @@ class GenerateEvent(_message.Message):
     def finished(self) -> Global___Finished: ...
     @_builtins.property
     def failed(self) -> Global___Failed: ...
+    @_builtins.property
+    def notice(self) -> Global___Notice: ...
     def __init__(
         self,
         *,
@@ -259,16 +262,51 @@ class GenerateEvent(_message.Message):
         token: Global___Token | None = ...,
         finished: Global___Finished | None = ...,
         failed: Global___Failed | None = ...,
+        notice: Global___Notice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "finished", b"finished", "started", b"started", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "finished", b"finished", "notice", b"notice", "started", b"started", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "finished", b"finished", "started", b"started", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "failed", b"failed", "finished", b"finished", "notice", b"notice", "started", b"started", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "token", "finished", "failed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "token", "finished", "failed", "notice"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___GenerateEvent: _TypeAlias = GenerateEvent  # noqa: Y015
+
+@_typing.final
+class Notice(_message.Message):
+    """Something happened to the answer, and it goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    PEER_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """the error that was met"""
+    message: _builtins.str
+    """what happened, to whom, and what is done about it"""
+    peer_id: _builtins.str
+    """the peer that failed; empty: none in particular"""
+    position: _builtins.int
+    """the length of the log then"""
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        message: _builtins.str = ...,
+        peer_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "peer_id", b"peer_id", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Notice: _TypeAlias = Notice  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
@@ -554,3 +592,161 @@ class InfoReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InfoReply: _TypeAlias = InfoReply  # noqa: Y015
+
+@_typing.final
+class PeersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeersRequest: _TypeAlias = PeersRequest  # noqa: Y015
+
+@_typing.final
+class PeersReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_ID_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    WORK_FIELD_NUMBER: _builtins.int
+    peer_id: _builtins.str
+    """of the node that answers"""
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerStatus]:
+        """itself included"""
+
+    @_builtins.property
+    def work(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerWork]:
+        """since the node started"""
+
+    def __init__(
+        self,
+        *,
+        peer_id: _builtins.str = ...,
+        peers: _abc.Iterable[Global___PeerStatus] | None = ...,
+        work: _abc.Iterable[Global___LayerWork] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peer_id", b"peer_id", "peers", b"peers", "work", b"work"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeersReply: _TypeAlias = PeersReply  # noqa: Y015
+
+@_typing.final
+class PeerStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RTT_S_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    FIRST_LAYER_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    AGE_S_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    CALLS_FAILED_FIELD_NUMBER: _builtins.int
+    peer_id: _builtins.str
+    address: _builtins.str
+    zone: _builtins.str
+    state: _builtins.str
+    """self, alive, suspect, dead"""
+    rtt_s: _builtins.float
+    model_id: _builtins.str
+    first_layer: _builtins.int
+    """of the span whose trunk it holds"""
+    layers: _builtins.int
+    """0: none"""
+    experts: _builtins.int
+    """how many it holds, of all layers"""
+    bytes: _builtins.int
+    """of all that it holds"""
+    queue: _builtins.int
+    age_s: _builtins.float
+    """since it was last heard of"""
+    last_error: _builtins.str
+    """what its last failed call came to; empty: none failed"""
+    calls_failed: _builtins.int
+    def __init__(
+        self,
+        *,
+        peer_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        zone: _builtins.str = ...,
+        state: _builtins.str = ...,
+        rtt_s: _builtins.float | None = ...,
+        model_id: _builtins.str = ...,
+        first_layer: _builtins.int = ...,
+        layers: _builtins.int = ...,
+        experts: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        queue: _builtins.int = ...,
+        age_s: _builtins.float | None = ...,
+        last_error: _builtins.str = ...,
+        calls_failed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_rtt_s", b"_rtt_s", "age_s", b"age_s", "rtt_s", b"rtt_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_rtt_s", b"_rtt_s", "address", b"address", "age_s", b"age_s", "bytes", b"bytes", "calls_failed", b"calls_failed", "experts", b"experts", "first_layer", b"first_layer", "last_error", b"last_error", "layers", b"layers", "model_id", b"model_id", "peer_id", b"peer_id", "queue", b"queue", "rtt_s", b"rtt_s", "state", b"state", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__age_s: _TypeAlias = _typing.Literal["age_s"]  # noqa: Y015
+    _WhichOneofArgType__age_s: _TypeAlias = _typing.Literal["_age_s", b"_age_s"]  # noqa: Y015
+    _WhichOneofReturnType__rtt_s: _TypeAlias = _typing.Literal["rtt_s"]  # noqa: Y015
+    _WhichOneofArgType__rtt_s: _TypeAlias = _typing.Literal["_rtt_s", b"_rtt_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__age_s) -> _WhichOneofReturnType__age_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rtt_s) -> _WhichOneofReturnType__rtt_s | None: ...
+
+Global___PeerStatus: _TypeAlias = PeerStatus  # noqa: Y015
+
+@_typing.final
+class LayerWork(_message.Message):
+    """Who computed for the stages of this node: rows through experts, by layer and peer (itself included)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    PEER_ID_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    RETRIED_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    layer: _builtins.int
+    peer_id: _builtins.str
+    calls: _builtins.int
+    pairs: _builtins.int
+    """(row, expert)"""
+    retried: _builtins.int
+    """calls that failed there or came late, and went elsewhere"""
+    steps: _builtins.int
+    """steps whose trunk of this layer was computed here"""
+    def __init__(
+        self,
+        *,
+        layer: _builtins.int = ...,
+        peer_id: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        pairs: _builtins.int = ...,
+        retried: _builtins.int = ...,
+        steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "layer", b"layer", "pairs", b"pairs", "peer_id", b"peer_id", "retried", b"retried", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerWork: _TypeAlias = LayerWork  # noqa: Y015

@@ -44,6 +44,11 @@ class InferenceStub:
                 request_serializer=protos_dot_inference__pb2.InfoRequest.SerializeToString,
                 response_deserializer=protos_dot_inference__pb2.InfoReply.FromString,
                 _registered_method=True)
+        self.Peers = channel.unary_unary(
+                '/shoal.v1.Inference/Peers',
+                request_serializer=protos_dot_inference__pb2.PeersRequest.SerializeToString,
+                response_deserializer=protos_dot_inference__pb2.PeersReply.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer:
@@ -62,6 +67,13 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Peers(self, request, context):
+        """The peers that this node knows, and where the layers of its answers were computed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -74,6 +86,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Info,
                     request_deserializer=protos_dot_inference__pb2.InfoRequest.FromString,
                     response_serializer=protos_dot_inference__pb2.InfoReply.SerializeToString,
+            ),
+            'Peers': grpc.unary_unary_rpc_method_handler(
+                    servicer.Peers,
+                    request_deserializer=protos_dot_inference__pb2.PeersRequest.FromString,
+                    response_serializer=protos_dot_inference__pb2.PeersReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -130,6 +147,33 @@ class Inference:
             '/shoal.v1.Inference/Info',
             protos_dot_inference__pb2.InfoRequest.SerializeToString,
             protos_dot_inference__pb2.InfoReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Peers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Inference/Peers',
+            protos_dot_inference__pb2.PeersRequest.SerializeToString,
+            protos_dot_inference__pb2.PeersReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,8 @@ class InferenceStub:
     Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateEvent]
     """Started once, a Token for each, then Finished or Failed. A refusal before Started is a gRPC status (section 11)."""
     Info: _grpc.UnaryUnaryMultiCallable[_inference_pb2.InfoRequest, _inference_pb2.InfoReply]
+    Peers: _grpc.UnaryUnaryMultiCallable[_inference_pb2.PeersRequest, _inference_pb2.PeersReply]
+    """The peers that this node knows, and where the layers of its answers were computed."""
 
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
@@ -43,6 +45,8 @@ class InferenceAsyncStub(InferenceStub):
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateEvent]  # type: ignore[assignment]
     """Started once, a Token for each, then Finished or Failed. A refusal before Started is a gRPC status (section 11)."""
     Info: _aio.UnaryUnaryMultiCallable[_inference_pb2.InfoRequest, _inference_pb2.InfoReply]  # type: ignore[assignment]
+    Peers: _aio.UnaryUnaryMultiCallable[_inference_pb2.PeersRequest, _inference_pb2.PeersReply]  # type: ignore[assignment]
+    """The peers that this node knows, and where the layers of its answers were computed."""
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -59,5 +63,13 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.InfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.InfoReply, _abc.Awaitable[_inference_pb2.InfoReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Peers(
+        self,
+        request: _inference_pb2.PeersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.PeersReply, _abc.Awaitable[_inference_pb2.PeersReply]]:
+        """The peers that this node knows, and where the layers of its answers were computed."""
 
 def add_InferenceServicer_to_server(servicer: InferenceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

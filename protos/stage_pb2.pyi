@@ -329,6 +329,7 @@ class StepResult(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     position: _builtins.int
     """after the last row computed; of a feed's answer it is `until`"""
@@ -342,6 +343,10 @@ class StepResult(_message.Message):
     def failure(self) -> Global___StageFailure:
         """from whichever stage the feed ended at"""
 
+    @_builtins.property
+    def notice(self) -> _inference_pb2.Notice:
+        """from a stage that goes on"""
+
     def __init__(
         self,
         *,
@@ -350,12 +355,13 @@ class StepResult(_message.Message):
         position: _builtins.int = ...,
         answer: Global___Answer | None = ...,
         failure: Global___StageFailure | None = ...,
+        notice: _inference_pb2.Notice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "epoch", b"epoch", "failure", b"failure", "outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "epoch", b"epoch", "failure", b"failure", "notice", b"notice", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "epoch", b"epoch", "failure", b"failure", "outcome", b"outcome", "position", b"position", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "epoch", b"epoch", "failure", b"failure", "notice", b"notice", "outcome", b"outcome", "position", b"position", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["answer", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["answer", "failure", "notice"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
