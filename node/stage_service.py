@@ -1,0 +1,243 @@
+"""The services Stage and Door over gRPC: thin skins over the host of this node's stages and its door's mail.
+
+Law: streams hold threads of their own and are counted, the one too many is refused at once; a short call waits for the
+computing thread between two batches, and never for the network.  A stage and a door answer a stream only with refusals.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+
+import grpc
+
+from node import log, status
+from node.stage_wire import read_epoch, read_result
+from protos import messages
+from protos import stage_pb2 as pb
+from protos.errors import BrokenInvariant, DeadlineExceeded, Overloaded, ShoalError
+from protos.ids import SessionId
+from protos.limits import ID_CHARS_MAX
+from protos.stage_pb2_grpc import (
+    DoorServicer,
+    StageServicer,
+    add_DoorServicer_to_server,
+    add_StageServicer_to_server,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from node.mail import Mail
+    from node.stage_host import StageHost
+    from protos.ids import PeerId
+
+T = TypeVar("T")
+
+# Of a call without a deadline of its own: as long as a door waits for one (node.stages).
+CALL_S = 10.0
+RETRY_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Where the handlers run.  `streams` needs some threads more than `streams_max`, for refusals."""
+
+    streams: ThreadPoolExecutor
+    work: ThreadPoolExecutor
+    streams_max: int  # Steps and Deliver together
+
+
+class StageServices:
+    """Both services.  `caller` says who calls, or raises Unauthenticated."""
+
+    def __init__(
+        self, host: StageHost, mail: Mail, lanes: Lanes, caller: Callable[[grpc.ServicerContext], PeerId]
+    ) -> None:
+        self._streams = _Count(lanes.streams_max)
+        self._stage = _Stage(host, lanes, self._streams, caller)
+        self._door = _Door(host, mail, lanes, self._streams, caller)
+
+    @property
+    def streams(self) -> int:
+        """Streams that are open now."""
+        return self._streams.count
+
+    def add_to(self, server: grpc.Server) -> None:
+        add_StageServicer_to_server(cast("StageServicer", self._stage), server)
+        add_DoorServicer_to_server(cast("DoorServicer", self._door), server)
+
+
+class _Count:
+    """Streams that are open, of so many."""
+
+    def __init__(self, count_max: int) -> None:
+        self.count = 0
+        self._max = count_max
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        with self._lock:
+            if self.count >= self._max:
+                raise Overloaded(
+                    f"this node takes {self._max} streams of steps and results, and they are all open",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            self.count += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.count -= 1
+
+
+class _Call:
+    """A short method with a thread pool of its own: grpc looks for that attribute."""
+
+    def __init__(self, method: Callable[[Any, grpc.ServicerContext], Any], pool: ThreadPoolExecutor) -> None:
+        self._method = method
+        self.experimental_thread_pool = pool
+
+    def __call__(self, request: Any, context: grpc.ServicerContext) -> Any:
+        with _told(context):
+            return self._method(request, context)
+
+
+class _Stream:
+    """A streaming method with a thread pool of its own."""
+
+    def __init__(self, method: Callable[[Any, grpc.ServicerContext], Iterator[Any]], pool: ThreadPoolExecutor) -> None:
+        self._method = method
+        self.experimental_thread_pool = pool
+
+    def __call__(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        with _told(context):
+            yield from self._method(requests, context)
+
+
+@contextmanager
+def _told(context: grpc.ServicerContext) -> Iterator[None]:
+    """Whatever is raised ends the call with a typed error."""
+    try:
+        yield
+    except ShoalError as error:
+        _abort(context, error)
+    except Exception as error:  # noqa: BLE001  (a bug in one call must not look like anything else to its caller)
+        log.get("stage").exception("a call failed", error=str(error))
+        _abort(context, BrokenInvariant(f"the node failed: {type(error).__name__}; its log says more"))
+
+
+class _Stage:
+    """What add_StageServicer_to_server takes."""
+
+    def __init__(
+        self, host: StageHost, lanes: Lanes, count: _Count, caller: Callable[[grpc.ServicerContext], PeerId]
+    ) -> None:
+        self._host = host
+        self._count = count
+        self._caller = caller
+        self.Open = _Call(self._open, lanes.work)
+        self.RaiseEpoch = _Call(self._raise_epoch, lanes.work)
+        self.Truncate = _Call(self._truncate, lanes.work)
+        self.Close = _Call(self._close, lanes.work)
+        self.Steps = _Stream(self._steps, lanes.streams)
+
+    def _open(self, request: pb.OpenRequest, context: grpc.ServicerContext) -> pb.OpenReply:
+        caller = self._caller(context)
+        opening = self._host.open(request, caller)
+        try:
+            return pb.OpenReply(held=_wait(opening, context))
+        except DeadlineExceeded:
+            # It may be opened yet, and its door counts on nothing here.
+            self._host.close(SessionId(request.session_id), read_epoch(request.epoch), caller)
+            raise
+
+    def _raise_epoch(self, request: pb.RaiseEpochRequest, context: grpc.ServicerContext) -> pb.RaiseEpochReply:
+        return pb.RaiseEpochReply(held=_wait(self._host.raise_epoch(request, self._caller(context)), context))
+
+    def _truncate(self, request: pb.TruncateRequest, context: grpc.ServicerContext) -> pb.TruncateReply:
+        return pb.TruncateReply(held=_wait(self._host.truncate(request, self._caller(context)), context))
+
+    def _close(self, request: pb.CloseRequest, context: grpc.ServicerContext) -> pb.CloseReply:
+        session = SessionId(request.session_id)
+        _wait(self._host.close(session, read_epoch(request.epoch), self._caller(context)), context)
+        return pb.CloseReply()
+
+    def _steps(self, steps: Iterator[pb.Step], context: grpc.ServicerContext) -> Iterator[pb.StepAck]:
+        caller = self._caller(context)
+        with self._count.one():
+            for step in _until_broken(steps):
+                try:
+                    self._host.take(step, caller)
+                except ShoalError as error:
+                    yield pb.StepAck(
+                        session_id=step.session_id[:ID_CHARS_MAX],
+                        epoch=step.epoch,
+                        start=step.start,
+                        refused=messages.failed(error),
+                    )
+
+
+class _Door:
+    """What add_DoorServicer_to_server takes."""
+
+    def __init__(
+        self,
+        host: StageHost,
+        mail: Mail,
+        lanes: Lanes,
+        count: _Count,
+        caller: Callable[[grpc.ServicerContext], PeerId],
+    ) -> None:
+        self._manifest = host.manifest
+        self._mail = mail
+        self._count = count
+        self._caller = caller
+        self.Deliver = _Stream(self._deliver, lanes.streams)
+
+    def _deliver(self, results: Iterator[pb.StepResult], context: grpc.ServicerContext) -> Iterator[pb.DeliverRefusal]:
+        caller = self._caller(context)
+        with self._count.one():
+            self._mail.joined(caller)
+            try:
+                for result in _until_broken(results):
+                    try:
+                        self._mail.take(caller, read_result(result, self._manifest))
+                    except ShoalError as error:
+                        yield pb.DeliverRefusal(
+                            session_id=result.session_id[:ID_CHARS_MAX],
+                            epoch=result.epoch,
+                            position=result.position,
+                            error=messages.failed(error),
+                        )
+            finally:
+                self._mail.left(caller)
+
+
+def _until_broken(items: Iterator[T]) -> Iterator[T]:
+    """A stream's items; that its other end is gone is an end like any other."""
+    try:
+        yield from items
+    except grpc.RpcError:
+        return
+
+
+def _wait(future: Future[T], context: grpc.ServicerContext) -> T:
+    """Until its caller's deadline.  Raises what the future does, and DeadlineExceeded."""
+    left = context.time_remaining()
+    try:
+        return future.result(CALL_S if left is None else left)
+    except FutureTimeout:
+        raise DeadlineExceeded("the stage is still busy with another batch") from None
+
+
+def _abort(context: grpc.ServicerContext, error: ShoalError) -> NoReturn:
+    """Ends the call with the error."""
+    context.set_trailing_metadata(status.metadata_of(error))
+    context.abort(status.status_of(error), status.details_of(error))
+    raise error  # abort has raised; this line tells the type checker so
