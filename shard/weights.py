@@ -12,17 +12,16 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 import threading
 from typing import TYPE_CHECKING, Final
 
-import psutil
 import torch
 
 from protos import units
 from protos.errors import InvalidManifest, StoreFull, UnitMismatch, UnitMissing
 from protos.ids import UnitHash
 from protos.manifest import Manifest, TensorEntry, UnitEntry
+from shard import partial
 from shard.catalogue import Catalogue
 from shard.unit_file import DamagedFileError, chunks, mapped
 
@@ -126,26 +125,18 @@ class UnitStore(Catalogue):
         self._write(self.root / "models" / f"{manifest.model_id}.json", [memoryview(manifest.to_bytes())])
 
     def _write(self, path: Path, pieces: Iterable[memoryview]) -> None:
-        partial = self.root / "partial" / f"{os.getpid()}.{secrets.token_hex(8)}"
-        with self.room(), contextlib.ExitStack() as stack:
-            partial.parent.mkdir(parents=True, exist_ok=True)
+        with self.room(), partial.writing(self.root / "partial") as (unnamed, file):
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.callback(partial.unlink, missing_ok=True)
-            with partial.open("xb") as file:
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+            unnamed.replace(path)
             _sync_folder(path.parent)
 
     def remove_leftovers(self) -> None:
         """Removes what processes that are gone had begun to write."""
-        folder = self.root / "partial"
-        for path in folder.iterdir() if folder.is_dir() else ():
-            owner = path.name.partition(".")[0]
-            if owner.isdigit() and not psutil.pid_exists(int(owner)):
-                path.unlink(missing_ok=True)
+        partial.sweep(self.root / "partial")
 
     @contextlib.contextmanager
     def room(self) -> Iterator[None]:
