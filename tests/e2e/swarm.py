@@ -27,7 +27,7 @@ from node.client import Client
 from protos import inference_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 CODE = Path(__file__).parents[2]
 START_S = 60.0
@@ -115,6 +115,7 @@ class Node:
     address: str
     naughty: bool
     hatchery: Hatchery
+    environment: dict[str, str] = field(default_factory=dict)
     pid: int = 0
     peer: str = ""
     pids: list[int] = field(default_factory=list)
@@ -122,7 +123,8 @@ class Node:
     def start(self) -> None:
         """Returns before it is ready."""
         (self.folder / "stdout").write_bytes(b"")
-        self.pid = self.hatchery.hatch(self.arguments, self.folder, _environment(self.folder), naughty=self.naughty)
+        environment = _environment(self.folder) | self.environment
+        self.pid = self.hatchery.hatch(self.arguments, self.folder, environment, naughty=self.naughty)
         self.pids.append(self.pid)
 
     def wait_ready(self) -> None:
@@ -195,19 +197,28 @@ class Swarm:
         holds: Sequence[Sequence[str]],
         *options: str,
         naughty: Sequence[int] | None = None,
+        settings: Mapping[str, object] | None = None,
+        ports: Sequence[int] | None = None,
+        advertise: Sequence[str] | None = None,
     ) -> None:
-        """`naughty`: the nodes that can be ordered to misbehave; None: all."""
-        ports = free_ports(len(holds))
+        """naughty: the nodes that can be ordered to misbehave; None: all.  settings: SHOAL_* of every node.
+
+        advertise: what the others call each node by, where that is not the port that it listens on.
+        """
+        ports = ports or free_ports(len(holds))
+        called = advertise or [f"127.0.0.1:{port}" for port in ports]
         self.nodes = []
         for number, hold in enumerate(holds):
             place = folder / f"node-{number}"
             place.mkdir(parents=True)
-            arguments = ["run", "--store", str(store), "--port", str(ports[number]), "--threads", "1"]
-            arguments += ["--identity", str(place / "node.key"), "--log-format", "json", *options]
+            arguments = ["run", "--store", str(store), "--port", str(ports[number]), "--advertise", called[number]]
+            arguments += ["--threads", "1", "--identity", str(place / "node.key"), "--log-format", "json", *options]
             arguments += [word for part in hold for word in ("--hold", part)]
-            arguments += [word for port in ports[:number] for word in ("--join", f"127.0.0.1:{port}")]
+            arguments += [word for address in called[:number] for word in ("--join", address)]
             able = naughty is None or number in naughty
-            self.nodes.append(Node(number, place, arguments, f"127.0.0.1:{ports[number]}", able, hatchery))
+            environment = {f"SHOAL_{name.upper()}": str(value) for name, value in (settings or {}).items()}
+            address = f"127.0.0.1:{ports[number]}"
+            self.nodes.append(Node(number, place, arguments, address, able, hatchery, environment))
         self._clients: dict[str, Client] = {}
         self._calls = contextlib.ExitStack()
 
@@ -232,10 +243,11 @@ class Swarm:
 
     def settle(self) -> None:
         """Waits until every node is there and sees every other one alive."""
-        for node in self.nodes:
+        running = [node for node in self.nodes if not node.has_ended]
+        for node in running:
             node.wait_ready()
-        for node in self.nodes:
             node.peer = node.peer or self.peers(node.number).peer_id
+        for node in running:
             until(lambda node=node: self._sees_all(node), START_S, lambda node=node: self._unseen(node))  # type: ignore[misc]
 
     def restart(self, node: Node) -> None:
@@ -275,12 +287,12 @@ class Swarm:
             client.__exit__(None, None, None)
 
     def _states(self, node: Node) -> dict[str, str]:
-        return {status.address: status.state for status in self.peers(node.number).peers}
+        return {status.peer_id: status.state for status in self.peers(node.number).peers}
 
     def _sees_all(self, node: Node) -> bool:
         states = self._states(node)
-        others = [other.address for other in self.nodes if other is not node and not other.has_ended]
-        return all(states.get(address) == "alive" for address in others)
+        others = [other.peer for other in self.nodes if other is not node and not other.has_ended]
+        return all(states.get(peer) == "alive" for peer in others)
 
     def _unseen(self, node: Node) -> str:
         return f"node {node.number} sees {self._states(node)}\n{node.errors}"
