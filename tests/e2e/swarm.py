@@ -250,12 +250,13 @@ class Swarm:
         for node in running:
             until(lambda node=node: self._sees_all(node), START_S, lambda node=node: self._unseen(node))  # type: ignore[misc]
 
-    def restart(self, node: Node) -> None:
-        """A killed node comes back with the same identity and address."""
-        assert node.has_ended
-        self._forget(node)
-        node.withdraw()
-        node.start()
+    def restart(self, *nodes: Node) -> None:
+        """Killed nodes come back with the same identities and addresses."""
+        for node in nodes:
+            assert node.has_ended
+            self._forget(node)
+            node.withdraw()
+            node.start()
         self.settle()
 
     def client(self, number: int) -> Client:
