@@ -65,7 +65,7 @@ def bench_model() -> Iterator[Subject]:
         torch.manual_seed(0)
         MixtralForCausalLM(config).save_pretrained(checkpoint)
         words = torch.randint(3, config.vocab_size, (4096,), generator=torch.Generator().manual_seed(0))
-        yield _packed("bench", checkpoint, Path(folder) / "store", tuple(words.tolist()))
+        yield packed("bench", checkpoint, Path(folder) / "store", tuple(words.tolist()))
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def demo() -> Iterator[Subject | None]:
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     words = tokenizer.encode(PROSE.read_text(), add_special_tokens=False).ids
     with tempfile.TemporaryDirectory() as folder:
-        yield _packed("demo", checkpoint, Path(folder) / "store", tuple(words))
+        yield packed("demo", checkpoint, Path(folder) / "store", tuple(words))
 
 
 def demo_checkpoint() -> Path | None:
@@ -86,5 +86,5 @@ def demo_checkpoint() -> Path | None:
     return build.build() if folder.exists() else None
 
 
-def _packed(name: str, checkpoint: Path, store: Path, words: tuple[int, ...]) -> Subject:
+def packed(name: str, checkpoint: Path, store: Path, words: tuple[int, ...]) -> Subject:
     return Subject(name, checkpoint, store, pack(checkpoint, UnitStore(store)), words)

@@ -200,6 +200,7 @@ class Swarm:
         settings: Mapping[str, object] | None = None,
         ports: Sequence[int] | None = None,
         advertise: Sequence[str] | None = None,
+        plaintext: bool = False,
     ) -> None:
         """naughty: the nodes that can be ordered to misbehave; None: all.  settings: SHOAL_* of every node.
 
@@ -213,12 +214,14 @@ class Swarm:
             place.mkdir(parents=True)
             arguments = ["run", "--store", str(store), "--port", str(ports[number]), "--advertise", called[number]]
             arguments += ["--threads", "1", "--identity", str(place / "node.key"), "--log-format", "json", *options]
+            arguments += ["--plaintext"] * plaintext
             arguments += [word for part in hold for word in ("--hold", part)]
             arguments += [word for address in called[:number] for word in ("--join", address)]
             able = naughty is None or number in naughty
             environment = {f"SHOAL_{name.upper()}": str(value) for name, value in (settings or {}).items()}
             address = f"127.0.0.1:{ports[number]}"
             self.nodes.append(Node(number, place, arguments, address, able, hatchery, environment))
+        self._plaintext = plaintext
         self._clients: dict[str, Client] = {}
         self._calls = contextlib.ExitStack()
 
@@ -263,7 +266,7 @@ class Swarm:
         """Of that node; stays open until the swarm ends."""
         address = self.nodes[number].address
         if address not in self._clients:
-            self._clients[address] = self._calls.enter_context(Client(address))
+            self._clients[address] = self._calls.enter_context(Client(address, plaintext=self._plaintext))
         return self._clients[address]
 
     def peers(self, number: int) -> pb.PeersReply:
