@@ -59,6 +59,9 @@ FRAME_RANK_MAX: Final = 4
 FRAME_BYTES_MAX: Final = 64 * MIB
 """Rows of one step or expert call, header included: almost 2048 rows of 8192 float32. A sender splits by rows."""
 
+FRAME_HEADER_BYTES_MAX: Final = 16 + 8 * FRAME_RANK_MAX
+"""What a frame has before its data, at most."""
+
 # --- sampling -----------------------------------------------------------------------------------------------------
 
 OUTPUT_TOKENS_MAX: Final = 1 << 20
@@ -140,3 +143,50 @@ RESUME_KEY_BYTES: Final = 32
 
 ERROR_MESSAGE_CHARS_MAX: Final = 1024
 """A typed error's message: it also travels in gRPC trailers, of which receivers take 8 KiB in all."""
+
+# --- peers --------------------------------------------------------------------------------------------------------
+
+KEY_FILE_BYTES_MAX: Final = 4 * KIB
+"""A key in PEM has about 120 bytes."""
+
+PUBLIC_KEY_BYTES: Final = 32
+"""Ed25519."""
+
+SIGNATURE_BYTES: Final = 64
+"""Ed25519."""
+
+NONCE_BYTES: Final = 32
+"""Random, on both sides of a Hello."""
+
+TOKEN_BYTES: Final = 32
+"""Random; who knows it is taken for who said Hello."""
+
+CLOCK_DIFFERENCE_S_MAX: Final = 300
+"""Between what a Hello or a record says and the receiver's clock; volunteers' clocks are minutes off, not hours."""
+
+NONCES_MAX: Final = 4096
+"""Challenges that wait for their Hello, 30 s at most; beyond it the oldest is forgotten."""
+
+TOKENS_MAX: Final = 4096
+"""Tokens in force at one node, about 1 KiB each; beyond it newcomers are refused."""
+
+TOKENS_OF_A_PEER_MAX: Final = 64
+"""Of these, one peer's: each start of a command says Hello with its user's key. Beyond it the oldest ends."""
+
+PEERS_MESSAGE_BYTES_MAX: Final = 4 * MIB
+"""A message of Peers: a thousand records of 4 KiB."""
+
+RECORD_BYTES_MAX: Final = 64 * KIB
+"""One record; 60 layers with other experts of 384 in each need 4 KiB."""
+
+RECORDS_MAX: Final = 1024
+"""Peers in a routing table, 64 MiB at worst."""
+
+RECORD_S_MAX: Final = 86_400
+"""From a record's issue to its expiry: a peer that is gone is forgotten within a day."""
+
+RECORD_ADDRESSES_MAX: Final = 4
+"""Addresses of one node."""
+
+RECORD_HOLDINGS_MAX: Final = 8
+"""Models of which one node holds units."""

@@ -1,0 +1,58 @@
+"""Where a node is: `host:port`, or `host:port#PEERID` where the caller knows whom to expect there.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from protos.errors import InvalidRequest
+from protos.ids import PeerId
+from protos.limits import ADDRESS_CHARS_MAX
+
+_PEER_ID = re.compile(r"[a-z2-7]{52}")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """`host_port` is what gRPC dials; `peer` is None where anybody may answer."""
+
+    host_port: str
+    peer: PeerId | None = None
+
+    @property
+    def host(self) -> str:
+        """Without the brackets of an IPv6 address."""
+        return self.host_port.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        return int(self.host_port.rpartition(":")[2])
+
+
+def parse(text: str) -> Address:
+    """Raises InvalidRequest."""
+    host_port, hash_sign, peer = text.partition("#")
+    host, _, port = host_port.rpartition(":")
+    bare_colon = ":" in host and not (host.startswith("[") and host.endswith("]"))
+    if (
+        len(host_port) > ADDRESS_CHARS_MAX
+        or not host
+        or bare_colon
+        or not _is_port(port)
+        or not host_port.isprintable()
+    ):
+        raise InvalidRequest(
+            f"{text!r:.80} is no address of a node: give host:port, such as 127.0.0.1:7645 or [::1]:7645"
+        )
+    if hash_sign and not _PEER_ID.fullmatch(peer):
+        raise InvalidRequest(
+            f"{text!r:.150} names no peer behind its '#': a peer id has 52 characters, of a to z and 2 to 7"
+        )
+    return Address(host_port, PeerId(peer) if hash_sign else None)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 5 and 0 < int(text) <= 65535
