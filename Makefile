@@ -12,7 +12,7 @@ PROMPT ?= What is the capital of France?
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test unit families e2e slow lint types laws protos ci bench bench-decode bench-experts bench-linear bench-start bench-pack clean
+.PHONY: help demo test unit families e2e slow lint types laws protos ci containers bench bench-decode bench-experts bench-linear bench-start bench-pack clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,7 +38,7 @@ demo: $(DEMO_STAMP)  ## Build the demo model once, and stream an answer from it
 test: unit families e2e  ## The fast suite: unit, families, end to end (below 5 minutes on 2 cores)
 
 unit: $(STAMP)  ## Pure units, parsers, stores, the door against toys
-	$(BIN)/python -m pytest -q -m 'not families and not e2e and not slow'
+	$(BIN)/python -m pytest -q -m 'not families and not e2e and not slow and not containers'
 
 families: $(STAMP)  ## Every family against transformers, token for token
 	$(BIN)/python -m pytest -q -m 'families and not slow'
@@ -62,7 +62,10 @@ protos: $(STAMP)  ## Is the generated protobuf code current?
 slow: $(STAMP)  ## Minutes long: a 4 GB checkpoint, a hundred runs in a row
 	$(BIN)/python -m pytest -q -m slow
 
-ci: test lint types laws protos slow  ## All that CI asks
+containers: $(STAMP)  ## Four nodes in containers, one killed in the middle of an answer (needs Docker)
+	$(BIN)/python -m pytest -q -m containers tests/deploy
+
+ci: test lint types laws protos slow containers  ## All that CI asks
 
 bench: bench-decode bench-experts bench-linear bench-start bench-pack  ## Every figure that the README quotes
 
