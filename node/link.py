@@ -11,6 +11,7 @@ import enum
 import secrets
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -40,6 +41,10 @@ HELLO_S = 5.0
 
 LINKS_MAX: Final = RECORDS_MAX
 """Peers that this node is linked to at once."""
+
+RETIRED_MAX: Final = 64
+"""Links that were replaced and are not closed yet."""
+_RETIRED_S = 20.0
 
 # After a failed Hello others that wait for the same link fail with it, instead of trying one after another.
 _RETRY_S = 0.5
@@ -311,12 +316,13 @@ class Links:
     """
 
     def __init__(self, identity: Identity, *, plaintext: bool = False, timeout_s: float = HELLO_S) -> None:
+        self.plaintext = plaintext
+        self.timeout_s = timeout_s
         self._identity = identity
-        self._plaintext = plaintext
-        self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._places: dict[PeerId, _Place] = {}
         self._slots: dict[PeerId, _Slot] = {}
+        self._retired: deque[tuple[float, Link]] = deque()
         self._closed = False
 
     def learn(self, peer: PeerId, address: str, certificate_sha256: bytes | None) -> None:
@@ -342,21 +348,23 @@ class Links:
                 slot = self._new_slot(peer)
         return self._made(peer, slot, place)
 
-    def check(self, peer: PeerId) -> None:
-        """After a failure: if the peer shows another certificate now (it restarted), its link is dropped, else kept.
+    def check(self, peer: PeerId) -> bool:
+        """After a failure: if the peer shows another certificate now (it restarted), its link is dropped.
 
-        Raises PeerLost where nobody answers.
+        True: it was dropped, and the next one will be new.  Raises PeerLost where nobody answers.
         """
         with self._lock:
             slot = self._slots.get(peer)
         link = slot.link if slot else None
         if slot is None or link is None or link.pin is None:
-            return
-        if certificate.fetch(link.address, self._timeout_s)[1] != link.pin.sha256:
-            with slot.lock:
-                if slot.link is link:
-                    slot.link = slot.place = None
-            link.close()
+            return False
+        if certificate.fetch(link.address, self.timeout_s)[1] == link.pin.sha256:
+            return False
+        with slot.lock:
+            if slot.link is link:
+                slot.link = slot.place = None
+        self._retire(link)
+        return True
 
     def forget(self, peer: PeerId) -> None:
         """Closes the link; what its record said is forgotten too."""
@@ -370,12 +378,13 @@ class Links:
         """Ends every call over every link; no new ones are made."""
         with self._lock:
             self._closed = True
-            slots = list(self._slots.values())
+            links = [slot.link for slot in self._slots.values()] + [link for _, link in self._retired]
             self._slots.clear()
+            self._retired.clear()
             self._places.clear()
-        for slot in slots:
-            if slot.link is not None:
-                slot.link.close()
+        for link in links:
+            if link is not None:
+                link.close()
 
     def _new_slot(self, peer: PeerId) -> _Slot:
         if len(self._slots) >= LINKS_MAX:
@@ -392,7 +401,7 @@ class Links:
             link = self._connected(peer, slot, place)
             old, slot.link, slot.place = slot.link, link, place
         if old is not None:
-            old.close()
+            self._retire(old)
         with self._lock:
             gone = self._slots.get(peer) is not slot
         if gone:  # forgotten, or all closed, while it was made
@@ -400,14 +409,25 @@ class Links:
             raise PeerLost(f"the link to the peer {peer[:8]} was closed")
         return link
 
+    def _retire(self, link: Link) -> None:
+        """Closes it after a while: a call that begins on it meanwhile shall fail as a lost peer does."""
+        now = time.monotonic()
+        with self._lock:
+            self._retired.append((now, link))
+            due = []
+            while self._retired and (
+                self._closed or len(self._retired) > RETIRED_MAX or self._retired[0][0] + _RETIRED_S <= now
+            ):
+                due.append(self._retired.popleft()[1])
+        for old in due:
+            old.close()
+
     def _connected(self, peer: PeerId, slot: _Slot, place: _Place) -> Link:
         """Under the slot's lock.  Who waited for it while it failed fails with it."""
         if slot.last_failure is not None and time.monotonic() < slot.last_failure[0] + _RETRY_S:
             raise slot.last_failure[1]
         try:
-            return connect(
-                self._identity, place.address, plaintext=self._plaintext, peer=peer, timeout_s=self._timeout_s
-            )
+            return connect(self._identity, place.address, plaintext=self.plaintext, peer=peer, timeout_s=self.timeout_s)
         except ShoalError as error:
             slot.last_failure = (time.monotonic(), error)
             raise
