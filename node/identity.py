@@ -103,7 +103,7 @@ def _read_private(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise InvalidRequest(f"there is no key at {path}: make one with `shoal keygen`") from None
-    with open(descriptor, "rb") as file:  # noqa: PTH123  (opened above, with flags)
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise InvalidRequest(f"{path} is no file: name the key's")
@@ -111,4 +111,6 @@ def _read_private(path: Path) -> bytes:
             raise InvalidRequest(f"{path} may be read by other users: `chmod 600` it, or make a new key")
         if found.st_size > KEY_FILE_BYTES_MAX:
             raise InvalidRequest(f"{path} has {found.st_size} bytes; a key has at most {KEY_FILE_BYTES_MAX}")
-        return file.read(KEY_FILE_BYTES_MAX)
+        return os.read(descriptor, KEY_FILE_BYTES_MAX)
+    finally:
+        os.close(descriptor)
