@@ -7,24 +7,41 @@ transformers' `grouped_mm`, the oracle of the exactness law.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from protos import units
-from protos.errors import UnitMissing
+from protos.errors import ExpertsUnreachable, UnitMissing
 from shard.linear import linear
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+Numbers: TypeAlias = npt.NDArray[np.int64]
+
+
+class RowsLost(Exception):  # noqa: N818  (its name says what it carries; the forward that it leaves is not at fault)
+    """Rows of a forward whose experts nobody computed, each with the reason.  The other rows can run without them."""
+
+    def __init__(self, rows: Mapping[int, ExpertsUnreachable]) -> None:
+        super().__init__(f"{len(rows)} rows have no answer from their experts")
+        self.rows = rows
 
 
 class Experts(Protocol):
     """The port between a stage and whoever holds its experts."""
 
     def __call__(self, layer: int, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Expert `index[t, k]` of `hidden[t]`: hidden [T, H], index [T, K] int64; returns [T, K, H], unweighted."""
+        """Expert `index[t, k]` of `hidden[t]`: hidden [T, H], index [T, K] int64; returns [T, K, H], unweighted.
+
+        Raises RowsLost.
+        """
         ...
 
 
@@ -37,8 +54,66 @@ def experts(module: Any, hidden: torch.Tensor, index: torch.Tensor, weights: tor
     return out
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """What one holder computes of a layer: pairs (row, expert), all of an expert side by side."""
+
+    experts: Sequence[int]
+    counts: Sequence[int]  # pairs of each of them
+    pairs: Numbers  # [n]: their numbers in the whole, which is where the replies belong
+    rows: Numbers  # [n]: the row of each
+
+
+class Pairs:
+    """Every pair (row, expert) of one layer: shared out among whoever holds the experts, and put together again.
+
+    Law: all rows of one expert stay together and in order, so that its product is the same however the rest is shared.
+    """
+
+    def __init__(self, index: torch.Tensor) -> None:
+        """index [T, K] int64: pair t * K + k is expert `index[t, k]` of row t."""
+        self.shape = tuple(index.shape)
+        chosen = index.flatten().cpu().numpy()
+        if self.shape[0] == 1 and len(set(ones := chosen.tolist())) == len(ones):  # decoding alone
+            self.experts: list[int] = ones
+            self._counts = [1] * len(ones)
+            self._order: Numbers = np.arange(len(ones))
+        else:
+            counts = np.bincount(chosen)
+            self.experts = np.flatnonzero(counts).tolist()
+            self._counts = counts[self.experts].tolist()
+            self._order = chosen.argsort(kind="stable")
+        bounds = pairwise(accumulate(self._counts, initial=0))
+        self._bounds = dict(zip(self.experts, bounds, strict=True))
+
+    def count(self, expert: int) -> int:
+        first, last = self._bounds[expert]
+        return last - first
+
+    def part(self, experts: Sequence[int]) -> Part:
+        """The pairs of these experts, each named once."""
+        if experts == self.experts:
+            pairs = self._order
+        else:
+            bounds = [self._bounds[expert] for expert in experts]
+            pairs = np.concatenate([self._order[first:last] for first, last in bounds] or [self._order[:0]])
+        return Part(experts, [self.count(expert) for expert in experts], pairs, pairs // self.shape[1])
+
+    def join(self, parts: Iterable[tuple[Part, torch.Tensor]], hidden: torch.Tensor) -> torch.Tensor:
+        """[T, K, H] from the replies [n, H] of all parts, on the device and in the dtype of `hidden`."""
+        out = hidden.new_empty((self.shape[0] * self.shape[1], hidden.shape[1]))
+        for part, replies in parts:
+            out.index_copy_(0, _on(hidden, part.pairs), replies.to(out.device))
+        return out.view(*self.shape, -1)
+
+    def rows_of(self, experts: Iterable[int]) -> list[int]:
+        """The rows that go to any of these experts, each once."""
+        found: list[int] = np.unique(self.part(list(experts)).rows).tolist()
+        return found
+
+
 class ExpertBank:
-    """The experts held here, by layer.  Pure functions of (unit, rows)."""
+    """The experts held here, by layer.  Pure functions of (unit, rows), called in any thread."""
 
     def __init__(self) -> None:
         self._kernels: dict[int, Any] = {}
@@ -57,26 +132,24 @@ class ExpertBank:
 
     def __call__(self, layer: int, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """The port, when all experts are here: see Experts."""
-        count = index.shape[1]
-        out = self.rows(layer, hidden, [flat // count for flat in range(index.numel())], index.flatten().tolist())
-        return out.view(index.shape[0], count, -1)
+        pairs = Pairs(index)
+        whole = pairs.part(pairs.experts)
+        replies = self.rows(layer, hidden, whole)
+        if index.shape[0] == 1 and whole.counts == [1] * index.shape[1]:  # in order already
+            return replies.view(*index.shape, -1)
+        return pairs.join([(whole, replies)], hidden)
 
-    def rows(self, layer: int, hidden: torch.Tensor, row: Sequence[int], expert: Sequence[int]) -> torch.Tensor:
-        """Pair p is expert `expert[p]` applied to `hidden[row[p]]`: hidden [T, H]; returns [len(row), H].
+    def rows(self, layer: int, hidden: torch.Tensor, part: Part) -> torch.Tensor:
+        """Each pair's expert applied to its row of `hidden` [T, H]; returns [n, H], in the part's order.
 
         Raises UnitMissing for an expert that is not held.
         """
-        groups: dict[int, list[int]] = {}
-        for pair, chosen in enumerate(expert):
-            groups.setdefault(chosen, []).append(pair)
-        order = [pair for pairs in groups.values() for pair in pairs]
-        out = _pick(hidden, [row[pair] for pair in order])
         kernel = self._kernel(layer)
-        for chosen, part in zip(groups, out.split_with_sizes([len(pairs) for pairs in groups.values()]), strict=True):
-            part.copy_(feed_forward(kernel, self._weights(layer, chosen), part))
-        if len(groups) == len(order):  # every pair has an expert of its own, and they are in order already
-            return out
-        return _pick(out, sorted(range(len(order)), key=order.__getitem__))
+        weights = [self._weights(layer, expert) for expert in part.experts]
+        out = hidden.index_select(0, _on(hidden, part.rows))
+        for held, rows in zip(weights, out.split_with_sizes(list(part.counts)), strict=True):
+            rows.copy_(feed_forward(kernel, held, rows))
+        return out
 
     def _kernel(self, layer: int) -> Any:
         try:
@@ -105,8 +178,8 @@ def _linear(kernel: Any, weights: Mapping[str, torch.Tensor], name: str, hidden:
     return out.add_(weights[name + "_bias"]) if kernel.has_bias else out
 
 
-def _pick(rows: torch.Tensor, index: list[int]) -> torch.Tensor:
-    return rows.index_select(0, torch.tensor(index, dtype=torch.long, device=rows.device))
+def _on(rows: torch.Tensor, numbers: Numbers) -> torch.Tensor:
+    return torch.from_numpy(numbers).to(rows.device)
 
 
 ALL_EXPERTS_FUNCTIONS.register("shoal", experts)

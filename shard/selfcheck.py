@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from protos.errors import UnsupportedModel
 from shard.anatomy import Anatomy
 from shard.body import Body
-from shard.experts import ExpertBank
+from shard.experts import ExpertBank, Pairs
 from shard.family import meta_model, refuse_foreign
 from shard.kv import RaggedCache, SessionKv, Slice
 
@@ -216,13 +216,10 @@ class _TwoHolders:
                 self.banks[expert % 2].add(layer, expert, weights[units.expert(layer, expert)])
 
     def __call__(self, layer: int, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        chosen, width = index.flatten().tolist(), index.shape[1]
-        out = hidden.new_empty((len(chosen), hidden.shape[1]))
-        for side, bank in enumerate(self.banks):
-            pairs = [pair for pair, expert in enumerate(chosen) if expert % 2 == side]
-            if pairs:
-                out[pairs] = bank.rows(layer, hidden, [p // width for p in pairs], [chosen[p] for p in pairs])
-        return out.view(*index.shape, -1)
+        pairs = Pairs(index)
+        parts = [pairs.part([expert for expert in pairs.experts if expert % 2 == side]) for side in (0, 1)]
+        replies = [bank.rows(layer, hidden, part) for bank, part in zip(self.banks, parts, strict=True)]
+        return pairs.join(zip(parts, replies, strict=True), hidden)
 
 
 class _Feed:

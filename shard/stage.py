@@ -11,12 +11,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from protos.errors import ContextTooLong, Fenced, Gap, InvalidRequest, NonFinite, ShoalError, UnknownSession
+from protos.errors import (
+    BrokenInvariant,
+    ContextTooLong,
+    Fenced,
+    Gap,
+    InvalidRequest,
+    NonFinite,
+    ShoalError,
+    UnknownSession,
+)
+from protos.limits import FRAME_BYTES_MAX, FRAME_HEADER_BYTES_MAX
 from shard import sampler
+from shard.experts import RowsLost
 from shard.kv import KvPool, RaggedCache, SessionKv, Slice
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from protos.epoch import Epoch
     from protos.ids import SessionId
@@ -75,6 +86,8 @@ class Stage:
         text = body.model.config.get_text_config()
         self.vocab = int(text.vocab_size)
         self.context = int(text.max_position_embeddings)
+        # Of one forward: all of them may go to one expert, and then to its holder, and back, in one frame.
+        self.rows_max = (FRAME_BYTES_MAX - FRAME_HEADER_BYTES_MAX) // (body.hidden * body.dtype.itemsize)
         self._sessions: dict[SessionId, _Session] = {}
 
     def __len__(self) -> int:
@@ -178,7 +191,20 @@ class Stage:
         """One forward over the next rows of several sessions; a result (or a session's own error) for each chunk.
 
         A chunk's KV counts once it has its result.  An exception leaves every session as it was before the call.
+        Sessions with rows that no holder of their experts answered leave the batch, and the others run without them.
         """
+        try:
+            return self._run(chunks)
+        except RowsLost as lost:
+            found: dict[int, StepResult | ShoalError] = dict(_losses(chunks, lost))
+            if not found:
+                raise BrokenInvariant(f"lost rows {sorted(lost.rows)} belong to none of {len(chunks)} chunks") from lost
+        left = [number for number in range(len(chunks)) if number not in found]
+        if left:
+            found.update(zip(left, self.run([chunks[number] for number in left]), strict=True))
+        return [found[number] for number in range(len(chunks))]
+
+    def _run(self, chunks: Sequence[Chunk]) -> list[StepResult | ShoalError]:
         sessions = [self._find(chunk.step.session) for chunk in chunks]
         slices, first = [], 0
         for chunk, session in zip(chunks, sessions, strict=True):
@@ -313,6 +339,16 @@ class Stage:
             raise InvalidRequest(
                 f"rows are {step.rows.dtype} {tuple(step.rows.shape)}, expected {self.body.dtype} {expected}"
             )
+
+
+def _losses(chunks: Sequence[Chunk], lost: RowsLost) -> Iterator[tuple[int, ShoalError]]:
+    """The numbers of the chunks that own lost rows, each with the reason of its first one."""
+    first = 0
+    for number, chunk in enumerate(chunks):
+        reasons = [lost.rows[row] for row in range(first, first + chunk.rows) if row in lost.rows]
+        if reasons:
+            yield number, reasons[0]
+        first += chunk.rows
 
 
 def _finite(result: StepResult) -> StepResult | ShoalError:

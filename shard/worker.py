@@ -1,4 +1,4 @@
-"""The threads that own torch objects: one for a stage, one for the experts that others call.
+"""The thread that owns a stage.
 
 Callers hand in work and get a Future; nothing here calls back into the network, waits in a finaliser, or outlives
 `shutdown`.  A cancelled Future frees nobody: a session ends when it is closed.
@@ -21,12 +21,11 @@ from protos.errors import BrokenInvariant, Fenced, Gap, Overloaded, ShoalError, 
 from shard import batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from protos.epoch import Epoch
     from protos.ids import SessionId
     from shard.batch import Chunk, Step
-    from shard.experts import ExpertBank
     from shard.stage import OpenSession, Stage, StepResult
 
 ROWS_MAX = 256  # rows of one forward: a running answer waits for at most one such batch
@@ -61,8 +60,8 @@ class Worker:
 
     def __init__(self, stage: Stage, *, rows_max: int = ROWS_MAX, sessions_max: int = 64) -> None:
         self._stage = stage
-        self._rows_max = rows_max
-        self._sessions_max = sessions_max
+        self._rows_max = min(rows_max, stage.rows_max)
+        self._sessions_max = min(sessions_max, stage.rows_max)  # each may have a row in every forward
         self._inbox: queue.SimpleQueue[_Job | _Feed | _Stop] = queue.SimpleQueue()
         self._feeds: dict[SessionId, _Feed] = {}  # under way, in order of arrival
         self._queued: dict[SessionId, deque[_Feed]] = {}  # behind them, one session's in order
@@ -252,51 +251,6 @@ class Worker:
         under_way = self._feeds.pop(session, None)
         for feed in ([under_way] if under_way else []) + list(self._queued.pop(session, ())):
             _fail(feed.future, error)
-
-
-class ExpertWorker:
-    """Answers expert calls of other stages in one thread, in order of arrival, `queue_max` of them waiting at most."""
-
-    def __init__(self, bank: ExpertBank, *, queue_max: int = 256) -> None:
-        self._bank = bank
-        self._queue_max = queue_max
-        self._inbox: queue.SimpleQueue[_Job | _Stop] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._stopped = False
-        self._thread = threading.Thread(target=self._loop, name="shoal-experts", daemon=True)
-        self._thread.start()
-
-    def compute(
-        self, layer: int, hidden: torch.Tensor, row: Sequence[int], expert: Sequence[int]
-    ) -> Future[torch.Tensor]:
-        """See ExpertBank.rows.  Fails with Overloaded when the queue is full, UnitMissing, or ShuttingDown."""
-        future: Future[torch.Tensor] = Future()
-        with self._lock:
-            if self._stopped:
-                future.set_exception(ShuttingDown("this node is shutting down"))
-            elif self._inbox.qsize() >= self._queue_max:
-                future.set_exception(
-                    Overloaded(f"{self._queue_max} expert calls wait here", retry_after_s=RETRY_AFTER_S)
-                )
-            else:
-                self._inbox.put(_Job(lambda: self._bank.rows(layer, hidden, row, expert), future))
-        return future
-
-    def shutdown(self) -> None:
-        """Ends the thread after the calls that wait; those that were cancelled are not computed.  May be repeated."""
-        with self._lock:
-            if not self._stopped:
-                self._stopped = True
-                self._inbox.put(_Stop())
-        self._thread.join()
-
-    def _loop(self) -> None:
-        with torch.inference_mode():
-            while not isinstance(item := self._inbox.get(), _Stop):
-                if item.future.cancelled():
-                    item.future.set_running_or_notify_cancel()
-                else:
-                    _settle(item)
 
 
 def _settle(job: _Job) -> None:

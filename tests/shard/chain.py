@@ -15,7 +15,7 @@ from shard import batch
 from shard.anatomy import Anatomy
 from shard.batch import Chunk, Step
 from shard.body import Body
-from shard.experts import ExpertBank
+from shard.experts import ExpertBank, Pairs
 from shard.stage import OpenSession, Stage, StepResult
 
 CPU = torch.device("cpu")
@@ -36,14 +36,12 @@ class Holders:
     def __call__(self, layer: int, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         if len(self.banks) == 1:
             return self.banks[0](layer, hidden, index)
-        chosen, width = index.flatten().tolist(), index.shape[1]
-        out = hidden.new_empty((len(chosen), hidden.shape[1]))
+        pairs, parts = Pairs(index), []
         for number, bank in enumerate(self.banks):
-            pairs = [p for p, expert in enumerate(chosen) if expert % len(self.banks) == number]
-            if pairs:
-                self.calls[number] += 1
-                out[pairs] = bank.rows(layer, hidden, [p // width for p in pairs], [chosen[p] for p in pairs])
-        return out.view(*index.shape, -1)
+            part = pairs.part([expert for expert in pairs.experts if expert % len(self.banks) == number])
+            self.calls[number] += bool(part.experts)
+            parts.append((part, bank.rows(layer, hidden, part)))
+        return pairs.join(parts, hidden)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The self-check lets published configurations of correct families through, and nothing that differs."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from protos.errors import UnsupportedModel
 from shard import attention, selfcheck
 from shard.body import _Inlet
-from shard.experts import ExpertBank
+from shard.experts import ExpertBank, Part
 from shard.selfcheck import ORIGINAL_LENGTH, TOLERANCE, WINDOW, check, rope_boundary, shrink
 
 Attend = Callable[..., torch.Tensor]
@@ -189,11 +189,11 @@ def test_small_logits_are_compared_by_their_own_size(monkeypatch: pytest.MonkeyP
 def test_an_expert_that_is_dropped_in_silence_is_noticed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = ExpertBank.rows
 
-    def rows(
-        bank: ExpertBank, layer: int, hidden: torch.Tensor, row: Sequence[int], expert: Sequence[int]
-    ) -> torch.Tensor:
-        out = inner(bank, layer, hidden, row, expert)
-        out[[pair for pair, chosen in enumerate(expert) if chosen == 5]] = 0
+    def rows(bank: ExpertBank, layer: int, hidden: torch.Tensor, part: Part) -> torch.Tensor:
+        out = inner(bank, layer, hidden, part)
+        for expert, rows in zip(part.experts, out.split_with_sizes(list(part.counts)), strict=True):
+            if expert == 5:
+                rows.zero_()
         return out
 
     monkeypatch.setattr(ExpertBank, "rows", rows)

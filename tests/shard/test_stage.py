@@ -11,7 +11,9 @@ from chain import CPU, Chain
 from tiny import model
 
 from protos.errors import (
+    BrokenInvariant,
     ContextTooLong,
+    ExpertsUnreachable,
     Fenced,
     Gap,
     InvalidRequest,
@@ -21,12 +23,13 @@ from protos.errors import (
     UnknownSession,
 )
 from protos.ids import SessionId
+from protos.limits import FRAME_BYTES_MAX, FRAME_HEADER_BYTES_MAX
 from protos.sampling import SamplingParams
 from shard import sampler
 from shard.anatomy import Anatomy
 from shard.batch import Chunk, Step
 from shard.body import Body
-from shard.experts import ExpertBank
+from shard.experts import ExpertBank, RowsLost
 from shard.stage import OpenSession, Stage, StepResult
 
 VOCAB, HIDDEN, CONTEXT = 128, 32, 512
@@ -41,6 +44,7 @@ class FaultyExperts:
         self.inner = inner
         self.raises: Exception | None = None
         self.garbage: set[int] = set()
+        self.lost: set[int] = set()  # experts that nobody computes
         self.chosen: list[list[int]] = []
 
     def __call__(self, layer: int, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -50,6 +54,8 @@ class FaultyExperts:
             error, self.raises = self.raises, None
             raise error
         self.chosen = index.tolist()
+        if gone := [row for row, chosen in enumerate(self.chosen) if self.lost & set(chosen)]:
+            raise RowsLost({row: ExpertsUnreachable(f"nobody has row {row}'s expert") for row in gone})
         out = self.inner(layer, hidden, index)
         bad = torch.tensor([[expert in self.garbage for expert in row] for row in self.chosen])
         return out.masked_fill(bad.unsqueeze(-1), math.nan)
@@ -401,6 +407,40 @@ def test_garbage_from_one_expert_fails_the_session_that_asked_it_and_no_other(
     experts.garbage = set()
     (healed,) = run(stage, steps[0])
     assert token_of(healed) == expected[0]
+
+
+def test_an_expert_that_nobody_computes_fails_the_sessions_that_need_it_and_the_others_answer_as_ever(
+    faulty: tuple[Stage, FaultyExperts],
+) -> None:
+    stage, experts = faulty
+    first, second = prefill(opened(stage, ONE, TWO), ONE, TWO)
+    steps = step(9, (first,), ONE), step(17, (second,), TWO)
+    expected = [token_of(result) for result in run(stage, *steps)]
+    of_one, of_two = map(set, experts.chosen)
+    experts.lost = of_one - of_two
+    failed, token = run(stage, *steps)
+    assert isinstance(failed, ExpertsUnreachable)
+    assert token_of(token) == expected[1]
+    assert (stage.held(ONE), stage.held(TWO)) == (9, 18)
+    assert len(experts.chosen) == 1, "the others ran again, together, without it"
+    experts.lost = of_one | of_two
+    assert all(isinstance(result, ExpertsUnreachable) for result in run(stage, *steps))
+    experts.lost = set()
+    (healed,) = run(stage, steps[0])
+    assert token_of(healed) == expected[0]
+
+
+def test_a_row_that_is_lost_outside_the_batch_is_our_bug(faulty: tuple[Stage, FaultyExperts]) -> None:
+    stage, experts = faulty
+    opened(stage, ONE)
+    experts.raises = RowsLost({99: ExpertsUnreachable("nobody's")})
+    with pytest.raises(BrokenInvariant):
+        prefill(stage, ONE)
+
+
+def test_all_rows_of_a_forward_fit_one_frame(stage: Stage) -> None:
+    row_bytes = HIDDEN * 4
+    assert stage.rows_max * row_bytes <= FRAME_BYTES_MAX - FRAME_HEADER_BYTES_MAX < (stage.rows_max + 1) * row_bytes
 
 
 def test_garbage_in_a_prompt_s_logprobs_fails_the_session_that_asked_for_them_and_no_other(

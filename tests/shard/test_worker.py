@@ -1,7 +1,7 @@
 """The owner threads: who gets which batch, and that every Future is settled whatever happens."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -25,10 +25,9 @@ from protos.errors import (
 from protos.ids import SessionId
 from protos.sampling import SamplingParams
 from shard.batch import Chunk, Step
-from shard.experts import ExpertBank
 from shard.kv import KvPool
 from shard.stage import OpenSession, Stage, StepResult
-from shard.worker import INBOX_MAX, ROWS_MAX, STEPS_QUEUED_MAX, ExpertWorker, Worker
+from shard.worker import INBOX_MAX, ROWS_MAX, STEPS_QUEUED_MAX, Worker
 
 WAIT_S = 60.0  # only reached by a hang
 
@@ -36,7 +35,8 @@ WAIT_S = 60.0  # only reached by a hang
 class ToyStage:
     """A stage that computes nothing.  Each batch waits for `allow`, and the rows of all batches are written down."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows_max: int = 1 << 14) -> None:
+        self.rows_max = rows_max
         self.kv = KvPool({}, 0, torch.device("cpu"))
         self.sessions: dict[SessionId, int] = {}
         self.batches: list[dict[SessionId, int]] = []
@@ -517,95 +517,14 @@ def test_sessions_that_are_closed_by_others_in_the_middle_leave_no_kv_and_distur
     assert (len(stage), stage.kv.bytes_used) == (0, 0)
 
 
-# Experts
-
-
-class ToyBank:
-    """Waits for `allow` in each call."""
-
-    def __init__(self) -> None:
-        self.begun, self._allowed = threading.Semaphore(0), threading.Semaphore(0)
-        self.calls = 0
-        self.work: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.clone
-
-    def allow(self, calls: int) -> None:
-        self._allowed.release(calls)
-
-    def rows(self, layer: int, hidden: torch.Tensor, row: list[int], expert: list[int]) -> torch.Tensor:
-        self.calls += 1
-        self.begun.release()
-        assert self._allowed.acquire(timeout=WAIT_S)
-        return self.work(hidden)
-
-
-@pytest.fixture
-def bank() -> ToyBank:
-    return ToyBank()
-
-
-def ask(worker: ExpertWorker, rows: int = 1) -> Future[torch.Tensor]:
-    return worker.compute(0, torch.ones((rows, 2)), list(range(rows)), [0] * rows)
-
-
-def test_expert_calls_beyond_the_queue_hear_when_to_ask_again(bank: ToyBank) -> None:
-    worker = ExpertWorker(bank, queue_max=3)  # type: ignore[arg-type]
-    running = ask(worker)
-    assert bank.begun.acquire(timeout=WAIT_S)
-    waiting = [ask(worker) for _ in range(3)]
-    with pytest.raises(Overloaded, match="3 expert calls") as refused:
-        ask(worker).result(0)
-    assert refused.value.retry_after_s
-    bank.allow(5)
-    wait([running, *waiting], WAIT_S)
-    assert result(ask(worker)).shape == (1, 2)
+def test_no_forward_has_more_rows_than_one_expert_may_be_sent() -> None:
+    stage = ToyStage(rows_max=3)
+    stage.allow(1000)
+    worker = Worker(stage)  # type: ignore[arg-type]
+    for name in "abc":
+        result(worker.open(request(name)))
+    with pytest.raises(Overloaded, match="all 3 sessions"):
+        result(worker.open(request("d")))
+    result(worker.step(Step(SessionId("a"), 0, 0, 8, tuple(range(8)))))
+    assert [batch["a"] for batch in stage.batches] == [3, 3, 2]
     worker.shutdown()
-
-
-def test_an_expert_call_that_raises_is_a_typed_error_and_the_next_one_is_answered(bank: ToyBank) -> None:
-    worker = ExpertWorker(bank)  # type: ignore[arg-type]
-    bank.allow(3)
-    bank.work = lambda hidden: hidden @ hidden
-    with pytest.raises(BrokenInvariant, match="RuntimeError"):
-        result(ask(worker, rows=3))
-    bank.work = torch.Tensor.clone
-    assert result(ask(worker)).shape == (1, 2)
-    worker.shutdown()
-
-
-def test_an_expert_that_is_not_held_is_named(tiny: Any) -> None:
-    worker = ExpertWorker(ExpertBank())
-    with pytest.raises(UnitMissing, match="layer 0"):
-        result(ask(worker))
-    worker.shutdown()
-    bank = Chain(tiny).experts.banks[0]
-    worker = ExpertWorker(bank)
-    with pytest.raises(UnitMissing, match=r"expert\.1\.8"):
-        result(worker.compute(1, torch.ones((1, 32)), [0], [8]))
-    worker.shutdown()
-
-
-def test_shutdown_answers_the_expert_calls_that_wait_and_refuses_later_ones(bank: ToyBank) -> None:
-    threads = alive("shoal-experts")
-    worker = ExpertWorker(bank)  # type: ignore[arg-type]
-    calls = [ask(worker) for _ in range(4)]
-    assert calls[3].cancel()
-    bank.allow(4)
-    worker.shutdown()
-    assert all(call.result(0).shape == (1, 2) for call in calls[:3])
-    with pytest.raises(ShuttingDown):
-        ask(worker).result(0)
-    assert alive("shoal-experts") == threads
-    worker.shutdown()
-    assert bank.calls == 3, "nobody waits for a call that was cancelled: it is not computed"
-
-
-def test_an_expert_worker_answers_as_its_bank(tiny: Any) -> None:
-    bank = Chain(tiny).experts.banks[0]
-    worker = ExpertWorker(bank)
-    hidden = torch.randn((5, 32), generator=torch.Generator().manual_seed(1))
-    row, expert = [0, 1, 2, 3, 4, 0], [3, 3, 1, 7, 0, 1]
-    with ThreadPoolExecutor(4) as pool:
-        replies = list(pool.map(lambda _: result(worker.compute(1, hidden, row, expert)), range(12)))
-    worker.shutdown()
-    expected = bank.rows(1, hidden, row, expert)
-    assert all(torch.equal(reply, expected) for reply in replies)
