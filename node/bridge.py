@@ -7,6 +7,7 @@ whatever reason; what a thread says to a trio that has ended is dropped.
 from __future__ import annotations
 
 import queue
+from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
@@ -78,6 +79,34 @@ class Stream(Generic[T]):
             yield item
         if item.error is not None:
             raise item.error
+
+
+class Inbox(Generic[T]):
+    """What threads tell one task, in order.  Made in trio; what comes when `items_max` are unread is dropped."""
+
+    def __init__(self, items_max: int) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._items: deque[T] = deque()
+        self._items_max = items_max
+        self._arrived = trio.Event()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: T) -> None:
+        """From any thread; never blocks."""
+        _tell(self._token, lambda: self._add(item))
+
+    async def get(self) -> T:
+        while not self._items:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        return self._items.popleft()
+
+    def _add(self, item: T) -> None:
+        if len(self._items) < self._items_max:
+            self._items.append(item)
+            self._arrived.set()
 
 
 class Portal:

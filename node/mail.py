@@ -67,8 +67,10 @@ class Mail:
         if box.epoch is not None and result.epoch < box.epoch:
             return  # overtaken: the stage learns of the new epoch, or of its session's end, from the door's calls
         stage = box.stages.get(peer)
-        if stage is None:
+        if stage is None or box.epoch is None:
             raise PermissionDenied(f"peer {peer[:8]} is not on the route of session {result.session}")
+        if result.epoch > box.epoch:
+            raise InvalidRequest(f"session {result.session} is at epoch {box.epoch}, not {result.epoch}")
         _check(result, stage, box.last)
         if not (isinstance(result, StageNotice) and not result.code):
             box.put(result)
@@ -93,7 +95,7 @@ class Mail:
 
 
 def _check(result: Result, stage: int, last: int) -> None:
-    if isinstance(result, StageFailed) and abs(result.stage - stage) > 1:
+    if isinstance(result, StageFailed) and (abs(result.stage - stage) > 1 or result.stage > last):
         raise InvalidRequest(f"stage {stage} cannot know that stage {result.stage} failed")
     if isinstance(result, StepResult) and stage != last:
         raise InvalidRequest(f"stage {stage} is not the last and has no answers to give")
