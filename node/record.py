@@ -161,7 +161,7 @@ def _holding(message: pb.Holding) -> Held:
     if len(message.model_id) != _MODEL_ID_CHARS or not set(message.model_id) <= set("0123456789abcdef"):
         _refuse("it names a model by what is no model id")
     span = range(message.first_layer, message.first_layer + message.layers)
-    if span.stop > LAYERS_MAX or (message.head and not span) or (message.embed and span.start != 0):
+    if span.stop > LAYERS_MAX or (message.head and not span) or (message.embed and 0 not in span):
         _refuse("its span ends beyond the deepest model, or has an embed or a head where none belongs")
     experts: dict[int, int] = {}
     for group in message.experts:

@@ -181,16 +181,19 @@ class Roster:
                 self._loads[peer] = Load(message.queue, message.kv_bytes_free or None, message.tokens_per_s)
 
     def answered(self, peer: PeerId, rtt_s: float) -> None:
+        """An exchange succeeded that began `rtt_s` ago: what failed since then it does not heal."""
         now = self._clock()
-        self._health.heard(peer, now)
+        self._health.heard(peer, now - rtt_s)
         with self._lock:
-            self._reach.answered(peer, rtt_s, now)
+            if self._table.get(peer) is not None:
+                self._reach.answered(peer, rtt_s, now)
             self._compare(now)
 
     def missed(self, peer: PeerId, error: ShoalError) -> None:
         now = self._clock()
         with self._lock:
-            self._reach.missed(peer, f"{error.code}: {error.message}", now)
+            if self._table.get(peer) is not None:
+                self._reach.missed(peer, f"{error.code}: {error.message}", now)
             self._compare(now)
 
     def record_of(self, peer: PeerId) -> Record | None:
