@@ -138,6 +138,12 @@ class _Inference:
             started_at=self._started_at,
         )
 
+    def Peers(self, request: pb.PeersRequest, context: Any) -> pb.PeersReply:  # noqa: N802
+        """This node alone, until there are others."""
+        manifest, peer = self._door.manifest, self._door.peer
+        itself = pb.PeerStatus(peer_id=peer, state="self", model_id=manifest.model_id, layers=manifest.layers)
+        return pb.PeersReply(peer_id=peer, peers=[itself])
+
     def _generate(self, message: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[pb.GenerateEvent]:
         try:
             ask = request.read(message, self._door.manifest, self._door.text)

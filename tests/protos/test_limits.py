@@ -58,3 +58,7 @@ def test_the_largest_expert_call_fits_its_message():
         pair_experts=[limits.EXPERTS_MAX] * limits.PAIRS_MAX,
     )
     assert request.ByteSize() + limits.FRAME_BYTES_MAX + 1024 < limits.EXPERT_MESSAGE_BYTES_MAX
+
+
+def test_a_message_between_peers_has_room_for_many_records_of_the_largest_size():
+    assert limits.PEERS_MESSAGE_BYTES_MAX >= 16 * limits.RECORD_BYTES_MAX
