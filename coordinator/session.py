@@ -9,6 +9,9 @@ Laws, in the order in which a token meets them:
   while the door writes text.  A stop string that the door finds then costs one row, whose reply is dropped.
 - Rewind law: what every stage still holds need not be computed again, and at least the last token must be fed:
   p = min(len(log) - 1, positions held by all).
+- A peer that fails is avoided from then on, the client is told, and another route is planned, whose epoch is higher.
+  Where none is left the answer waits, with growing gaps, until `repair_wait_s` is over: machines come back.  Experts
+  that nobody answers are waited for in the same way, on the same route.
 - Position-dependent RoPE: KV computed while the log had at most `recompute_at` tokens is wrong for a longer log, so the
   first step beyond it starts at 0 (p = 0), as transformers' generate drops its cache there.
 """
@@ -16,11 +19,22 @@ Laws, in the order in which a token meets them:
 from __future__ import annotations
 
 import enum
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from protos.epoch import Epoch
-from protos.errors import ContextTooLong, DeadlineExceeded, Gap, IllegalTransition, ShoalError
+from protos.errors import (
+    ContextTooLong,
+    DeadlineExceeded,
+    ExpertsUnreachable,
+    Gap,
+    IllegalTransition,
+    LocalError,
+    Overloaded,
+    RemoteError,
+    ShoalError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,12 +47,23 @@ FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
 
 # A step may take `step_deadline_s` for each so many rows or part of it: a long prompt is slow, not lost.
 DEADLINE_ROWS = 256
+# A step whose route has other nodes is asked after when it takes so many times as long as the slowest of the last ones,
+# and at least so many seconds: other work on a busy machine is no failure.
+SLOW_STEPS = 20.0
+STEP_DEADLINE_S_MIN = 5.0
+RECENT_STEPS = 16
+# How often one answer may change its route.
+REROUTES_MAX = 8
+# Between two looks for what is missing: at first, and at most.
+RETRY_S_MIN = 0.25
+RETRY_S_MAX = 4.0
 
 
 class State(enum.Enum):
     PLANNING = "planning"  # no route yet
     OPENING = "opening"  # the stages of this epoch reserve their KV
     FEEDING = "feeding"  # one step is in flight
+    WAITING = "waiting"  # for somebody to hold again what nobody answers for
     DONE = "done"
     FAILED = "failed"
 
@@ -70,10 +95,15 @@ class TokenArrived:
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
-    """What was in flight (a plan, an open, a step) failed.  A Gap is answered by feeding again from what is held."""
+    """What was in flight (a plan, an open, a step) failed.  A Gap is answered by feeding again from what is held.
+
+    `stage`, `peer`: whose failure it is; None where no stage is to blame, as for a plan.
+    """
 
     epoch: Epoch
     error: ShoalError
+    stage: int | None = None
+    peer: PeerId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +113,9 @@ class StopStringFound:
 
 @dataclass(frozen=True, slots=True)
 class DeadlinePassed:
-    pass
+    """`suspects`: other nodes of the route that gave no sign of life since the step was sent."""
+
+    suspects: frozenset[PeerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +127,25 @@ Event = Routed | Opened | TokenArrived | StepFailed | StopStringFound | Deadline
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """Answered by Routed or, at the same epoch and without a peer, by StepFailed."""
+
+    avoid: frozenset[PeerId]
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """For the client: something happened, and the answer goes on."""
+
+    code: str
+    message: str
+    peer: PeerId | None
+
+
+@dataclass(frozen=True, slots=True)
 class OpenStages:
+    """Where the session is open already its epoch is raised.  A stage that is new to it holds nothing."""
+
     epoch: Epoch
     route: Route
     positions: int  # KV to reserve now, so that an admitted answer never dies for want of it
@@ -135,7 +185,7 @@ class Fail:
     error: ShoalError
 
 
-Effect = OpenStages | SendStep | Emit | CloseStages | Finish | Fail
+Effect = Plan | Tell | OpenStages | SendStep | Emit | CloseStages | Finish | Fail
 
 
 # What may happen in which state.  DONE and FAILED take everything that was under way when the answer ended, and drop
@@ -144,6 +194,7 @@ TRANSITIONS: dict[State, tuple[type[Event], ...]] = {
     State.PLANNING: (Routed, StepFailed, DeadlinePassed, Cancelled),
     State.OPENING: (Routed, Opened, TokenArrived, StepFailed, StopStringFound, DeadlinePassed, Cancelled),
     State.FEEDING: (Routed, TokenArrived, StepFailed, StopStringFound, DeadlinePassed, Cancelled),
+    State.WAITING: (StepFailed, DeadlinePassed, Cancelled),
     State.DONE: (Opened, TokenArrived, StepFailed, StopStringFound, DeadlinePassed, Cancelled),
     State.FAILED: (Opened, TokenArrived, StepFailed, StopStringFound, DeadlinePassed, Cancelled),
 }
@@ -169,6 +220,8 @@ class Session:
         context: int,
         recompute_at: int | None = None,
         step_deadline_s: float = 60.0,
+        repair_wait_s: float = 30.0,
+        reroutes_max: int = REROUTES_MAX,
     ) -> None:
         if not prompt or len(prompt) >= context:
             raise ContextTooLong(
@@ -184,7 +237,19 @@ class Session:
         self._length_max = min(len(prompt) + params.max_tokens, context)
         self._recompute_at = recompute_at
         self._step_deadline_s = step_deadline_s
+        self._repair_wait_s = repair_wait_s
+        self._reroutes_left = reroutes_max
         self._start = 0  # of the step in flight
+        self._sent_at = 0.0
+        self._recent_s: deque[float] = deque(maxlen=RECENT_STEPS)  # of this route's last steps, for DEADLINE_ROWS rows
+        self._opened = False  # a stage may hold something
+        self._avoid: frozenset[PeerId] = frozenset()
+        self._at_fault: frozenset[PeerId] = (
+            frozenset()
+        )  # of those, who answered wrongly: not even if nobody else is left
+        self._lost: ShoalError | None = None  # why another route is wanted
+        self._repair_until: float | None = None
+        self._retry_s = RETRY_S_MIN
         # The log's length at the last step that ended: for which the KV that counts was computed (see recompute_at).
         self._computed_for = 0
 
@@ -206,16 +271,16 @@ class Session:
             case Routed():
                 return self._open(event.route, now)
             case Opened():
-                self.state = State.FEEDING
+                self._recent_s.clear()
                 return [self._feed(rewind(len(self.log), event.held), now)]
             case TokenArrived():
                 return self._accept(event, now)
             case StepFailed():
-                return self._step_failed(event.error, now)
+                return self._step_failed(event, now)
             case StopStringFound():
                 return self._finish("stop_string")
             case DeadlinePassed():
-                return self._fail(self._late())
+                return self._deadline_passed(event.suspects, now)
             case Cancelled():
                 return self._finish("cancelled")
 
@@ -229,6 +294,8 @@ class Session:
             )
         if event.epoch < self.epoch:
             return True
+        if isinstance(event, StepFailed):  # what several stages tell of one failure counts once
+            return event.peer is not None and self.state in (State.PLANNING, State.WAITING)
         if not isinstance(event, TokenArrived):
             return False
         if self.state is State.OPENING or event.position > len(self.log):
@@ -240,6 +307,7 @@ class Session:
     def _open(self, route: Route, now: float) -> list[Effect]:
         self.epoch = Epoch(self.epoch.counter + 1, self.epoch.door)
         self.state = State.OPENING
+        self._opened = True
         self.deadline = now + self._step_deadline_s
         return [OpenStages(self.epoch, route, self._length_max)]
 
@@ -247,12 +315,28 @@ class Session:
         length = len(self.log)
         if self._recompute_at is not None and self._computed_for <= self._recompute_at < length:
             start = 0
+        self.state = State.FEEDING
         self._start = start
-        self.deadline = now + self._step_deadline_s * -(-(length - start) // DEADLINE_ROWS)
+        self._sent_at = now
+        self.deadline = now + self._patience_s * self._parts
         return SendStep(self.epoch, start, tuple(self.log[start:]), length)
+
+    @property
+    def _parts(self) -> int:
+        """Of the step in flight."""
+        return -(-(len(self.log) - self._start) // DEADLINE_ROWS)
+
+    @property
+    def _patience_s(self) -> float:
+        """For DEADLINE_ROWS rows.  The first step of a route may also load, compile and warm up."""
+        if not self._recent_s:
+            return self._step_deadline_s
+        return min(max(SLOW_STEPS * max(self._recent_s), STEP_DEADLINE_S_MIN), self._step_deadline_s)
 
     def _accept(self, event: TokenArrived, now: float) -> list[Effect]:
         self._computed_for = event.position
+        self._recent_s.append((now - self._sent_at) / self._parts)
+        self._repair_until, self._retry_s, self._lost = None, RETRY_S_MIN, None
         self.log.append(event.token)
         emit = Emit(event.token, event.position, event.logprob, event.top, event.prompt_logprobs)
         if event.token in self._params.stop_tokens:
@@ -261,12 +345,69 @@ class Session:
             return [emit, *self._finish("length")]
         return [self._feed(len(self.log) - 1, now), emit]
 
-    def _step_failed(self, error: ShoalError, now: float) -> list[Effect]:
-        if not isinstance(error, Gap) or self.state is not State.FEEDING:
+    def _step_failed(self, event: StepFailed, now: float) -> list[Effect]:
+        error = event.error
+        if self.state in (State.PLANNING, State.WAITING):
+            return self._no_route(error, now)
+        if isinstance(error, Gap) and self.state is State.FEEDING:
+            # Because each resend starts lower, they end; what is no gap at all is our own mistake.
+            return [self._feed(error.held, now)] if error.held < self._start else self._fail(error)
+        if isinstance(error, ExpertsUnreachable) and self.state is State.FEEDING:
+            return self._wait(error, event.peer, now)
+        full = self.state is State.OPENING and isinstance(error, Overloaded)
+        if event.peer is None or isinstance(error, LocalError) or (event.peer == self.epoch.door and not full):
             return self._fail(error)
-        if error.held >= self._start:  # no gap at all; and because each resend starts lower, they end
+        return self._reroute(error, frozenset({event.peer}), now)
+
+    def _reroute(self, error: ShoalError, peers: frozenset[PeerId], now: float) -> list[Effect]:
+        if not self._reroutes_left:
             return self._fail(error)
-        return [self._feed(error.held, now)]
+        self._reroutes_left -= 1
+        self._avoid |= peers
+        if isinstance(error, RemoteError):
+            self._at_fault |= peers
+        self._lost = error
+        self.state = State.PLANNING
+        self.deadline = now + self._step_deadline_s
+        told = Tell(error.code, f"{error.message}; looking for another way", min(peers))
+        return [told, Plan(self._avoid)]
+
+    def _no_route(self, error: ShoalError, now: float) -> list[Effect]:
+        """No route at all is refused at once; one that was lost may come back."""
+        if self._lost is None:
+            return self._fail(error)
+        if isinstance(self._lost, Overloaded):
+            return self._fail(self._lost)
+        self._avoid = self._at_fault
+        return self._wait(self._lost, None, now)
+
+    def _wait(self, error: ShoalError, peer: PeerId | None, now: float) -> list[Effect]:
+        told: list[Effect] = []
+        if self._repair_until is None:
+            self._repair_until = now + self._repair_wait_s
+            told = [Tell(error.code, f"{error.message}; waiting up to {self._repair_wait_s:g} s for it", peer)]
+        if now >= self._repair_until:
+            return self._fail(error)
+        self.state = State.WAITING
+        self.deadline = min(now + self._retry_s, self._repair_until)
+        self._retry_s = min(2 * self._retry_s, RETRY_S_MAX)
+        return told
+
+    def _deadline_passed(self, suspects: frozenset[PeerId], now: float) -> list[Effect]:
+        if self.state is State.WAITING:
+            if self._lost is not None:
+                self.state = State.PLANNING
+                self.deadline = now + self._step_deadline_s
+                return [Plan(self._avoid)]
+            return [self._feed(self._start, now)]
+        if suspects:
+            named = ", ".join(sorted(peer[:8] for peer in suspects))
+            return self._reroute(DeadlineExceeded(f"no sign of life from {named} for a step"), suspects, now)
+        whole = self._sent_at + self._step_deadline_s * self._parts
+        if self.state is State.FEEDING and now < whole:  # slower than usual, and nobody is to blame
+            self.deadline = whole
+            return []
+        return self._fail(self._late())
 
     def _finish(self, reason: FinishReason) -> list[Effect]:
         return [*self._close(State.DONE), Finish(reason)]
@@ -276,10 +417,9 @@ class Session:
 
     def _close(self, state: State) -> list[Effect]:
         """Stages may hold KV as soon as an open was sent, whether or not it was acknowledged."""
-        opened = self.state is not State.PLANNING
         self.state = state
         self.deadline = None
-        return [CloseStages(self.epoch)] if opened else []
+        return [CloseStages(self.epoch)] if self._opened else []
 
     def _late(self) -> DeadlineExceeded:
         what = "a route" if self.state is State.PLANNING else "its stages" if self.state is State.OPENING else "a step"

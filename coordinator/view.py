@@ -1,4 +1,4 @@
-"""View: the frozen snapshot of the swarm that one decision reads.
+"""View: the frozen snapshot of the swarm, as one model sees it, that one decision reads.
 
 Pure: a decision reads one view from start to end, never two moments mixed.
 """
@@ -25,11 +25,16 @@ class Health(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a peer says that it holds, slow-changing."""
+    """What a peer says that it holds of the view's model, and where it is; slow-changing."""
 
-    layers: frozenset[int]  # layers whose trunk it holds
+    address: str = ""
+    zone: str = ""
+    layers: range = range(0)  # layers whose trunk it holds; served whole, as one stage
     embed: bool = False
     head: bool = False
+    text: bool = False
+    # layer -> bitmask of the routed experts that it holds there: bit e is expert e.
+    experts: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

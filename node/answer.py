@@ -8,46 +8,74 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from protos import inference_pb2 as pb
 from protos.errors import ShoalError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 REASONS: Final = {pb.Finished.STOP: "stop", pb.Finished.LENGTH: "length", pb.Finished.STOP_STRING: "stop_string"}
 
 
-def stream(events: Iterable[pb.GenerateEvent], *, as_ids: bool) -> tuple[pb.Started, pb.Finished]:
-    """Writes the answer as it comes: its text, or its token ids (for a model without a tokenizer)."""
-    started, finished = pb.Started(), pb.Finished()
-    written = ""
+@dataclass(slots=True)
+class Shown:
+    """What was printed of an answer; it grows while it is."""
+
+    started: pb.Started = field(default_factory=pb.Started)
+    finished: pb.Finished = field(default_factory=pb.Finished)
+    text: str = ""
+
+
+def stream(
+    events: Iterable[pb.GenerateEvent], tell: Callable[[str], None], *, as_ids: bool, shown: Shown | None = None
+) -> Shown:
+    """Writes the answer as it comes: its text, or its token ids (for a model without a tokenizer).
+
+    `tell` hears its notices.  `shown`: where to find what was printed if this raises.
+    """
+    shown = Shown() if shown is None else shown
     try:
         for event in events:
             match event.WhichOneof("event"):
                 case "started":
-                    started = event.started
+                    shown.started = event.started
                 case "token":
-                    text = f"{' ' if written else ''}{event.token.id}" if as_ids else event.token.text
+                    text = f"{' ' if shown.text else ''}{event.token.id}" if as_ids else event.token.text
                     sys.stdout.write(text)
                     sys.stdout.flush()
-                    written = text or written
+                    shown.text += text
                 case "finished":
-                    finished = event.finished
+                    shown.finished = event.finished
+                case "notice":
+                    _tell_within(shown.text, event.notice, tell)
     except (ShoalError, KeyboardInterrupt):
-        if written and not written.endswith("\n"):  # what is said of it begins on a line of its own
+        if shown.text and not shown.text.endswith("\n"):  # what is said of it begins on a line of its own
             sys.stdout.write("\n")
             sys.stdout.flush()
         raise
     sys.stdout.write("\n")
     sys.stdout.flush()
-    return started, finished
+    return shown
 
 
-def collect(events: Iterable[pb.GenerateEvent]) -> dict[str, Any]:
-    """The whole answer as one JSON object; logprobs where they were asked for."""
-    started, finished, tokens = pb.Started(), pb.Finished(), []
+def _tell_within(text: str, notice: pb.Notice, tell: Callable[[str], None]) -> None:
+    """In the middle of an answer.  On a terminal the notice gets a line of its own; stdout never knows of it."""
+    if text and not text.endswith("\n") and sys.stdout.isatty():
+        tell("")
+    tell(note(notice))
+
+
+def note(notice: pb.Notice) -> str:
+    """One line."""
+    return f"note: {' '.join(notice.message.split())}"
+
+
+def collect(events: Iterable[pb.GenerateEvent], tell: Callable[[str], None]) -> dict[str, Any]:
+    """The whole answer as one JSON object; logprobs where they were asked for, notices where there are any."""
+    started, finished, tokens, notices = pb.Started(), pb.Finished(), [], []
     for event in events:
         match event.WhichOneof("event"):
             case "started":
@@ -56,6 +84,9 @@ def collect(events: Iterable[pb.GenerateEvent]) -> dict[str, Any]:
                 tokens.append(event.token)
             case "finished":
                 finished = event.finished
+            case "notice":
+                notices.append(_notice(event.notice))
+                tell(note(event.notice))
     answer = {
         "model": started.model_id,
         "prompt_tokens": started.prompt_tokens,
@@ -68,7 +99,13 @@ def collect(events: Iterable[pb.GenerateEvent]) -> dict[str, Any]:
         answer["logprobs"] = [_logprobs(token) for token in tokens]
     if started.prompt_logprobs:
         answer["prompt_logprobs"] = [_finite(value) for value in started.prompt_logprobs]
+    if notices:
+        answer["notices"] = notices
     return answer
+
+
+def _notice(notice: pb.Notice) -> dict[str, Any]:
+    return {"code": notice.code, "message": notice.message, "peer": notice.peer_id, "position": notice.position}
 
 
 def _logprobs(token: pb.Token) -> dict[str, Any]:
@@ -94,8 +131,9 @@ def timings(finished: pb.Finished) -> dict[str, float | None]:
     }
 
 
-def summary(started: pb.Started, finished: pb.Finished) -> str:
+def summary(shown: Shown) -> str:
     """One line on how it went."""
+    started, finished = shown.started, shown.finished
     spent = timings(finished)
     speed = f", {spent['tokens_per_s']:.1f} tokens/s" if spent["tokens_per_s"] else ""
     return (

@@ -18,7 +18,6 @@ from protos.sampling import SamplingParams
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from node.client import Client
     from node.nearby import Wanted
 
 SAMPLING: Final = (
@@ -56,9 +55,8 @@ def request(
         raise InvalidRequest("--raw and --system are for a PROMPT; --token-ids are taken as they are")
     if raw and system is not None:
         raise InvalidRequest("--system needs the chat template, which --raw leaves out; give one of the two")
-    given = {name: value for name, value in options.items() if name in SAMPLING and value is not None}
-    SamplingParams(**given)
-    message = pb.GenerateRequest(sampling=pb.Sampling(**given), stop=stop, ignore_eos=ignore_eos)
+    message = _sampled(options, stop)
+    message.ignore_eos = ignore_eos
     if token_ids is not None:
         message.token_ids.ids.extend(_ids(token_ids))
     elif prompt is not None:
@@ -67,17 +65,38 @@ def request(
     return message
 
 
+def chat_request(options: Mapping[str, Any], *, system: str | None, stop: Iterable[str] = ()) -> pb.GenerateRequest:
+    """The message that a chat begins with, without a turn yet.  Raises InvalidRequest, naming the option."""
+    message = _sampled(options, stop)
+    message.chat.SetInParent()
+    if system is not None:
+        message.chat.messages.add(role="system", content=_valid(system))
+    messages.check_generate(message)
+    return message
+
+
+def _sampled(options: Mapping[str, Any], stop: Iterable[str]) -> pb.GenerateRequest:
+    given = {name: value for name, value in options.items() if name in SAMPLING and value is not None}
+    SamplingParams(**given)
+    return pb.GenerateRequest(sampling=pb.Sampling(**given), stop=stop)
+
+
 def _say(message: pb.GenerateRequest, text: str, raw: bool, system: str | None) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes of an argument that are no text in this locale
-        raise InvalidRequest("the prompt is not valid UTF-8; give it as UTF-8 text") from None
+    _valid(text)
     if raw:
         message.text = text
         return
     if system is not None:
-        message.chat.messages.add(role="system", content=system)
+        message.chat.messages.add(role="system", content=_valid(system))
     message.chat.messages.add(role="user", content=text)
+
+
+def _valid(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of an argument that are no text in this locale
+        raise InvalidRequest("the prompt is not valid UTF-8; give it as UTF-8 text") from None
+    return text
 
 
 def _ids(text: str) -> list[int]:
@@ -91,10 +110,15 @@ def _ids(text: str) -> list[int]:
 
 def show(message: pb.GenerateRequest, wanted: Wanted, tell: Callable[[str], None], *, as_json: bool) -> str:
     """Prints the answer of such a node; gives a line on how it went, or nothing with `as_json`."""
-    with nearby.connected(wanted, tell) as client:
-        info = client.reach()
+    with nearby.connected(wanted, tell) as doors:
+        info = doors.reach()
+        message.model = info.model_id  # or another door could go on with another model
         _fit(message, info, tell)
-        return _print(client, message, as_json=as_json, as_ids=not info.has_tokenizer)
+        with contextlib.closing(doors.generate(message)) as events:
+            if as_json:
+                answer.write_json(answer.collect(events, tell))
+                return ""
+            return answer.summary(answer.stream(events, tell, as_ids=not info.has_tokenizer))
 
 
 def _fit(message: pb.GenerateRequest, info: pb.InfoReply, tell: Callable[[str], None]) -> None:
@@ -102,11 +126,3 @@ def _fit(message: pb.GenerateRequest, info: pb.InfoReply, tell: Callable[[str], 
     if info.has_tokenizer and not info.has_chat_template and len(message.chat.messages) == 1:
         tell("this model has no chat template: continuing the prompt as it is, as --raw does")
         message.text = message.chat.messages[0].content
-
-
-def _print(client: Client, message: pb.GenerateRequest, *, as_json: bool, as_ids: bool) -> str:
-    with contextlib.closing(client.generate(message)) as events:
-        if as_json:
-            answer.write_json(answer.collect(events))
-            return ""
-        return answer.summary(*answer.stream(events, as_ids=as_ids))

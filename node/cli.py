@@ -9,26 +9,22 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from node import asking, testnet_cli
+from node.options import LIMITS, LOGS, MODEL, NETWORK, NODE, AsJson, ConfigFile, Model, Store, option
+from node.outcome import EXIT_CODES, tell, told
 from node.usage import Commands
-from protos.errors import InvalidRequest, ShoalError
+from protos.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from node.progress import Report
 
-EXIT_CODES = (
-    "Exit codes: 0 done; 1 a bug in shoal; 2 refused: usage, input or model; "
-    "3 unavailable now, try later; 130 interrupted."
-)
 STARTING = "loading torch and transformers"
 
 app = typer.Typer(
@@ -44,23 +40,9 @@ app = typer.Typer(
 # What a new thread of gRPC's core prints goes to a person who cannot act on it; its errors arrive as exceptions.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-MODEL, ANSWER, SAMPLING, NODE, LIMITS, LOGS = "The model", "The answer", "Sampling", "The node", "Limits", "Logs"
-
-
-def option(metavar: str, text: str, panel: str | None = None, *, flag: str | None = None, **more: Any) -> Any:
-    """An option as --help shows it; `flag` where the name of the parameter is another."""
-    return typer.Option(*([flag] if flag else []), metavar=metavar, help=text, rich_help_panel=panel, **more)
-
-
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Folder with a Hugging Face checkpoint (safetensors).")
 ]
-Store = Annotated[Path | None, option("FOLDER", "Packed models (default: SHOAL_STORE, or the user's data folder).")]
-ConfigFile = Annotated[
-    Path | None, option("FILE", "Settings (default: ./shoal.toml, or the user's).", NODE, flag="--config")
-]
-Model = Annotated[str | None, option("ID", "Model id, or its first digits (default: the only one).", MODEL)]
-AsJson = Annotated[bool, option("", "One JSON value on stdout; errors too.", flag="--json")]
 
 
 @app.callback(invoke_without_command=True, no_args_is_help=False)
@@ -77,6 +59,7 @@ def shoal(
         shoal generate "What is the capital of France?"
 
     To try it without a checkpoint: shoal pack "$(shoal demo-model)"
+    To see four nodes answer together, and one die: shoal demo
     """
     if version:
         typer.echo(f"shoal {_version()}")
@@ -106,7 +89,7 @@ def pack(
         shoal pack ~/checkpoints/OLMoE-1B-7B
         shoal pack ./mixtral /srv/shoal --dtype bfloat16 --grain 4
     """
-    with _told(interrupted="interrupted; run it again to go on where it was"):
+    with told(interrupted="interrupted; run it again to go on where it was"):
         from node import config
         from shard import packed
         from shard.catalogue import Catalogue
@@ -118,7 +101,7 @@ def pack(
         if manifest is None:
             model_id = _pack(checkpoint, root, grain, dtype)
         else:
-            _tell(f"{checkpoint} is packed already, in {root}")
+            tell(f"{checkpoint} is packed already, in {root}")
             model_id = manifest.model_id
         typer.echo(model_id)
 
@@ -127,7 +110,7 @@ def _pack(checkpoint: Path, root: Path, grain: int, dtype: str | None) -> str:
     from node import progress
     from node.show import size
 
-    with progress.shown(_tell) as report:
+    with progress.shown(tell) as report:
         report(STARTING, 0, 0)
         from shard.pack import pack as pack_checkpoint
         from shard.weights import UnitStore
@@ -141,7 +124,7 @@ def _pack(checkpoint: Path, root: Path, grain: int, dtype: str | None) -> str:
             progress=lambda done, total, _: report("packing", done, total),
         )
     whole = manifest.size(entry.name for entry in manifest.units)
-    _tell(f"packed {len(manifest.units)} units, {size(whole)}, into {root}")
+    tell(f"packed {len(manifest.units)} units, {size(whole)}, into {root}")
     return manifest.model_id
 
 
@@ -150,7 +133,29 @@ def run(
     model: Model = None,
     store: Annotated[Path | None, option("FOLDER", "Packed models (default: the user's data folder).", MODEL)] = None,
     config_file: ConfigFile = None,
-    host: Annotated[str | None, option("ADDRESS", "Loopback address to listen on (default: 127.0.0.1).", NODE)] = None,
+    hold: Annotated[
+        list[str] | None,
+        option("WHAT", "all (default), span:A-B, trunk:A-B or experts:LAYERS/EXPERTS; repeated: all of it.", MODEL),
+    ] = None,
+    join: Annotated[
+        list[str] | None, option("HOST:PORT[#PEER]", "A node of the network to join; may be repeated.", NETWORK)
+    ] = None,
+    advertise: Annotated[
+        str | None, option("HOST:PORT", "Where other nodes reach this one (default: where it listens).", NETWORK)
+    ] = None,
+    identity: Annotated[
+        Path | None, option("FILE", "The node's key (default: the user's node.key, made if there is none).", NETWORK)
+    ] = None,
+    zone: Annotated[str | None, option("NAME", "What fails together with this node: a rack, a site.", NETWORK)] = None,
+    owner: Annotated[str | None, option("NAME", "Who runs this node.", NETWORK)] = None,
+    clients: Annotated[
+        list[str] | None,
+        option("WHO", "May ask: loopback (default), any, or a client's peer id; may be repeated.", NETWORK),
+    ] = None,
+    plaintext: Annotated[
+        bool, option("", "No TLS, on loopback only: who is on this machine can read all.", NETWORK, flag="--plaintext")
+    ] = False,
+    host: Annotated[str | None, option("ADDRESS", "Address to listen on (default: 127.0.0.1).", NODE)] = None,
     port: Annotated[int | None, option("PORT", "TCP port; 0: any free one (default: 7645).", NODE)] = None,
     device: Annotated[str | None, option("NAME", "cpu, cuda, cuda:N or mps (default: cpu).", NODE)] = None,
     threads: Annotated[int | None, option("N", "Of one computation, to 1024 (default: one a core).", NODE)] = None,
@@ -176,6 +181,12 @@ def run(
     client_wait_s: Annotated[
         float | None, option("SECONDS", "A client may not read for (default: 60).", LIMITS)
     ] = None,
+    expert_wait_s: Annotated[
+        float | None, option("SECONDS", "For experts that nobody answers, in a layer (default: 10).", LIMITS)
+    ] = None,
+    repair_wait_s: Annotated[
+        float | None, option("SECONDS", "For another holder of what was lost (default: 30).", LIMITS)
+    ] = None,
     log_level: Annotated[str | None, option("NAME", "debug, info, warning, error (default: info).", LOGS)] = None,
     log_format: Annotated[str | None, option("NAME", "console or json (default: console).", LOGS)] = None,
     attached: Annotated[bool, typer.Option("--attached", hidden=True)] = False,
@@ -185,18 +196,20 @@ def run(
     Every option may also stand in shoal.toml (memory_limit = "4GiB") or in
     the environment (SHOAL_MEMORY_LIMIT=4GiB). Options win over the
     environment, the environment wins over the file.
-    This version has no authentication yet: it listens on loopback only.
+    Nodes that join each other answer together, each with what it holds:
+    trunk:0-14 are layers without their experts, experts:*/1%4 is every
+    fourth expert of every layer, span:0-14 is both.
 
     Examples:
 
         shoal run
+        shoal run --hold trunk:* --hold experts:*/0%2 --join 10.0.0.2:7645
         shoal run --model 3f2a --port 9000 --memory-limit 8GiB
         SHOAL_LOG_FORMAT=json shoal run --device cuda:0
     """
-    flags = {
-        name: value for name, value in locals().items() if name not in ("config_file", "attached") and value is not None
-    }
-    with _told(as_json=attached):
+    given = {name: value for name, value in locals().items() if name not in ("config_file", "attached")}
+    flags = {name: value for name, value in given.items() if value is not None and value is not False}
+    with told(as_json=attached):
         from node import config, log, progress
         from shard.catalogue import Catalogue
 
@@ -218,78 +231,6 @@ def run(
 
 
 @app.command(epilog=EXIT_CODES)
-def generate(
-    prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="What to ask; '-': read it from stdin.")
-    ] = None,
-    node: Annotated[
-        str | None,
-        option("HOST:PORT", "Ask this node (default: one on this machine, else one started for this answer).", NODE),
-    ] = None,
-    store: Annotated[Path | None, option("FOLDER", "Start a node for this answer, with this store.", NODE)] = None,
-    config_file: ConfigFile = None,
-    model: Model = None,
-    token_ids: Annotated[
-        str | None, option("IDS", "Prompt as ids, such as 5,17,230; for models without a tokenizer.", MODEL)
-    ] = None,
-    raw: Annotated[bool, option("", "Continue PROMPT as it is: no chat template.", MODEL, flag="--raw")] = False,
-    system: Annotated[str | None, option("TEXT", "System message before the prompt.", MODEL)] = None,
-    max_tokens: Annotated[int | None, option("N", "At most so many (default: 256, or what fits).", ANSWER)] = None,
-    stop: Annotated[list[str] | None, option("TEXT", "End before this text; may be repeated.", ANSWER)] = None,
-    ignore_eos: Annotated[bool, option("", "Go on after the model's end tokens.", ANSWER, flag="--ignore-eos")] = False,
-    as_json: Annotated[bool, option("", "One JSON object on stdout; errors too.", ANSWER, flag="--json")] = False,
-    logprobs: Annotated[
-        int | None, option("N", "With --json: of each token and of the N likeliest, 0 to 20.", ANSWER)
-    ] = None,
-    prompt_logprobs: Annotated[
-        bool | None,
-        option("", "With --json: of each token of the prompt but the first.", ANSWER, flag="--prompt-logprobs"),
-    ] = None,
-    stats: Annotated[
-        bool, option("", "Say how fast it went, also if stderr is no terminal.", ANSWER, flag="--stats")
-    ] = False,
-    temperature: Annotated[float | None, option("T", "0: always the likeliest token; to 100.", SAMPLING)] = None,
-    seed: Annotated[int | None, option("N", "Equal seeds give equal answers.", SAMPLING)] = None,
-    top_k: Annotated[int | None, option("N", "Only the N likeliest tokens; 0: all.", SAMPLING)] = None,
-    top_p: Annotated[float | None, option("P", "Only the likeliest that make up P, 0 to 1.", SAMPLING)] = None,
-    min_p: Annotated[float | None, option("P", "Only with P of the likeliest's probability.", SAMPLING)] = None,
-    repetition_penalty: Annotated[
-        float | None, option("X", "0.01 to 100; above 1: fewer tokens again.", SAMPLING)
-    ] = None,
-    presence_penalty: Annotated[float | None, option("X", "-2 to 2, once for each token answered.", SAMPLING)] = None,
-    frequency_penalty: Annotated[
-        float | None, option("X", "-2 to 2, each time that it was answered.", SAMPLING)
-    ] = None,
-) -> None:
-    """Ask a model, and print its answer as it comes.
-
-    A model with a chat template is asked through it, unless --raw.
-    Sampling options that are left out are the checkpoint's own
-    (generation_config.json), as transformers would take them.
-
-    Examples:
-
-        shoal generate "What is the capital of France?"
-        shoal generate "Once upon a time" --raw --temperature 0.8 --seed 7
-        shoal generate --token-ids 5,17,230 --ignore-eos --json --logprobs 3
-        cat question.txt | shoal generate - --node 127.0.0.1:9000
-    """
-    options = dict(locals())
-    with _told(as_json=as_json):
-        from node import ask, nearby
-
-        if not as_json and (logprobs is not None or prompt_logprobs):
-            raise InvalidRequest("--logprobs and --prompt-logprobs are only printed with --json; add it")
-        message = ask.request(
-            prompt, token_ids, options, raw=raw, system=system, stop=stop or [], ignore_eos=ignore_eos
-        )
-        wanted = nearby.Wanted(node, store, model or "", config_file)
-        line = ask.show(message, wanted, _tell, as_json=as_json)
-        if line and (stats or sys.stderr.isatty()):
-            _tell(line)
-
-
-@app.command(epilog=EXIT_CODES)
 def show(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Model id, or its first digits (default: all models).")
@@ -306,7 +247,7 @@ def show(
         shoal show
         shoal show 3f2a --json
     """
-    with _told(as_json=as_json):
+    with told(as_json=as_json):
         from rich.console import Console
 
         from node import answer, config
@@ -329,6 +270,36 @@ def show(
             console.print(table)
 
 
+@app.command(epilog=EXIT_CODES)
+def keygen(
+    out: Annotated[Path | None, option("FILE", "Make it here (default: where 'shoal run' looks for it).")] = None,
+) -> None:
+    """Make a key, and print its peer id.
+
+    A node's key is who it is. Nodes and clients make their own on first
+    use; make one beforehand to tell others its id (--clients, #PEER).
+    A key is never overwritten.
+
+    Examples:
+
+        shoal keygen
+        shoal keygen --out ~/keys/laptop.key
+    """
+    with told():
+        from node import config
+        from node.identity import Identity
+
+        path = out or config.load().identity
+        identity = Identity.create()
+        try:
+            identity.save(path)
+        except FileExistsError:
+            known = Identity.load(path).peer
+            raise InvalidRequest(f"{path} is a key already, of peer {known}; name another file with --out") from None
+        tell(f"made {path}, which only you can read; keep a copy")
+        typer.echo(identity.peer)
+
+
 @app.command("demo-model", epilog=EXIT_CODES)
 def demo_model(
     out: Annotated[Path | None, option("FOLDER", "Build in it (default: the user's cache folder).")] = None,
@@ -346,13 +317,13 @@ def demo_model(
         shoal pack "$(shoal demo-model)"
         shoal demo-model --random --out /tmp/tiny
     """
-    with _told():
+    with told():
         from node import progress
         from node.demo.build import build
 
         if random and out is None:
             raise InvalidRequest("--random needs --out, a folder that does not exist yet")
-        with progress.shown(_tell) as report:
+        with progress.shown(tell) as report:
             typer.echo(str(_build_random(out, report) if random and out is not None else build(out, report)))
 
 
@@ -361,41 +332,6 @@ def _build_random(out: Path, report: Report) -> Path:
     from node.demo.random_model import build_random
 
     return build_random(out)
-
-
-@contextlib.contextmanager
-def _told(*, as_json: bool = False, interrupted: str = "interrupted") -> Iterator[None]:
-    """Ends the process with what an error says, and its exit code."""
-    from node import log, status
-
-    log.configure()
-    try:
-        yield
-    except ShoalError as error:
-        raise typer.Exit(_fail(error, as_json=as_json)) from None
-    except KeyboardInterrupt:
-        _tell(interrupted)
-        raise typer.Exit(status.EXIT_INTERRUPTED) from None
-    except BrokenPipeError:  # whoever read stdout has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(status.EXIT_LOCAL) from None
-    except OSError as error:
-        if error.errno is None:  # a library's own, not the system's
-            raise
-        raise typer.Exit(_fail(status.from_system(error), as_json=as_json)) from None
-
-
-def _fail(error: ShoalError, *, as_json: bool) -> int:
-    """Tells it, and gives the exit code."""
-    from node import status
-
-    if as_json:
-        from node import answer
-
-        answer.write_json(answer.failure(error))
-    else:
-        _tell(f"error: {error.message}")
-    return status.exit_code(error)
 
 
 def _end(number: int, frame: object) -> None:
@@ -419,8 +355,8 @@ def _version() -> str:
         return "0"
 
 
-def _tell(line: str) -> None:
-    typer.echo(line, err=True)
+asking.register(app, EXIT_CODES)
+testnet_cli.register(app, EXIT_CODES)
 
 
 def main() -> None:

@@ -6,14 +6,18 @@ Law: every failure is a typed error with the class that the node raised; imports
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import TYPE_CHECKING, Self
 
 import grpc
 
+from node import address as addresses
 from node import status
+from node.identity import Identity
+from node.link import HELLO_S, Lane, Link, connect
 from protos import inference_pb2 as pb
 from protos import messages
-from protos.errors import DeadlineExceeded, InvalidRequest, PeerLost, ShoalError
+from protos.errors import InvalidRequest, PeerLost, ShoalError, Unauthenticated
 from protos.inference_pb2_grpc import InferenceStub
 from protos.limits import INFERENCE_MESSAGE_BYTES_MAX
 
@@ -22,26 +26,22 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 INFO_DEADLINE_S = 10.0
-# Within this time a machine that is there takes a connection, however busy its node is.
-CONNECT_S = 2.0
-
-_OPTIONS = [
-    ("grpc.max_receive_message_length", INFERENCE_MESSAGE_BYTES_MAX),
-    ("grpc.enable_http_proxy", 0),  # a node is asked itself, not whatever answers in its place
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-]
 
 
 class Client:
-    """One connection to a node at `host:port`; use as a context manager."""
+    """Of the node at `host:port`, or `host:port#PEERID` where nobody else will do; use as a context manager.
 
-    def __init__(self, address: str) -> None:
-        """Raises InvalidRequest for what is no host:port."""
-        _check_address(address)
-        self.address = address
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
-        self._stub = InferenceStub(self._channel)
+    Connects with the first call, and again with the next one after the node was lost.
+    """
+
+    def __init__(self, address: str, identity: Identity | None = None, *, plaintext: bool = False) -> None:
+        """`identity` None: a key for this client alone.  Raises InvalidRequest for what is no address."""
+        self._wanted = address
+        self.address = addresses.parse(address).host_port
+        self._identity = identity or Identity.create()
+        self._plaintext = plaintext
+        self._link: Link | None = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -49,45 +49,48 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._channel.close()
+        self.close()
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        with self._lock:
+            link, self._link = self._link, None
+        if link is not None:
+            link.close()
 
     def info(self, deadline_s: float = INFO_DEADLINE_S) -> pb.InfoReply:
-        """Raises PeerLost if nobody answers there."""
-        try:
-            return self._stub.Info(pb.InfoRequest(), timeout=deadline_s)
-        except grpc.RpcError as error:
-            raise status.from_rpc(error, self.address) from None
+        """What the node is.  Raises PeerLost if nobody answers there."""
+        link = self._linked(deadline_s)
+        with self._lost(link):
+            return link.call(
+                lambda channel: InferenceStub(channel).Info, pb.InfoRequest(), timeout_s=deadline_s, lane=Lane.CLIENTS
+            )
 
-    def reach(self) -> pb.InfoReply:
-        """What the node is.  Raises PeerLost soon if nothing is there; a busy node gets longer to answer."""
-        try:
-            return self.info(CONNECT_S)
-        except DeadlineExceeded:
-            if not self._is_connected():
-                raise PeerLost(
-                    f"no node answers at {self.address} within {CONNECT_S:g} s: "
-                    "is one running there, and is the address right?"
-                ) from None
-        return self.info()
-
-    def _is_connected(self) -> bool:
-        ready = grpc.channel_ready_future(self._channel)
-        try:
-            ready.result(timeout=0.1)
-        except grpc.FutureTimeoutError:
-            return False
-        finally:
-            ready.cancel()
-        return True
+    def peers(self, deadline_s: float = INFO_DEADLINE_S) -> pb.PeersReply:
+        """Whom the node knows, and who computed for its stages.  Raises as info does."""
+        link = self._linked(deadline_s)
+        with self._lost(link):
+            return link.call(
+                lambda channel: InferenceStub(channel).Peers, pb.PeersRequest(), timeout_s=deadline_s, lane=Lane.CLIENTS
+            )
 
     def generate(self, request: pb.GenerateRequest) -> Generator[pb.GenerateEvent, None, None]:
-        """Started, Tokens, Finished.  A Failed event, or a failed call, is raised as its error.
+        """Started, Tokens and Notices, Finished.  A Failed event, or a failed call, is raised as its error.
 
         Closing the iterator cancels the answer.
         """
         if (size := request.ByteSize()) > INFERENCE_MESSAGE_BYTES_MAX:
             raise InvalidRequest(f"the request has {size} bytes; at most {INFERENCE_MESSAGE_BYTES_MAX} are allowed")
-        call = self._stub.Generate(request)
+        link = self._linked(HELLO_S)
+        try:
+            yield from self._stream(link, request)
+        except Unauthenticated:  # the node has forgotten the token; nothing has begun
+            link.renew()
+            yield from self._stream(link, request)
+
+    def _stream(self, link: Link, request: pb.GenerateRequest) -> Generator[pb.GenerateEvent, None, None]:
+        with self._lost(link):
+            call = InferenceStub(link.channel(Lane.CLIENTS)).Generate(request, metadata=link.metadata())
         begun = False
         with contextlib.closing(_Cancelling(call)):
             try:
@@ -99,10 +102,11 @@ class Client:
                     if event.HasField("finished"):
                         return
             except grpc.RpcError as error:
-                raise self._lost(error) if begun else status.from_rpc(error, self.address) from None
+                with self._lost(link):
+                    raise self._broken_off(error) if begun else status.from_rpc(error, self.address) from None
         raise PeerLost(f"the node at {self.address} ended the answer without saying why; ask it again")
 
-    def _lost(self, error: grpc.RpcError) -> ShoalError:
+    def _broken_off(self, error: grpc.RpcError) -> ShoalError:
         """Why a stream broke off.  A node that had begun to answer was there, so what is missing now is gone."""
         reason = status.from_rpc(error, self.address)
         if not isinstance(reason, PeerLost):
@@ -111,11 +115,25 @@ class Client:
             f"the node at {self.address} is gone in the middle of its answer: ask again, or ask another node"
         )
 
+    def _linked(self, timeout_s: float) -> Link:
+        with self._lock:
+            if self._link is None:
+                self._link = connect(
+                    self._identity, self._wanted, plaintext=self._plaintext, timeout_s=min(timeout_s, HELLO_S)
+                )
+            return self._link
 
-def _check_address(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not (port.isascii() and port.isdecimal()) or not 0 < int(port) <= 65535:
-        raise InvalidRequest(f"{address!r:.80} is no address of a node: give host:port, such as 127.0.0.1:7645")
+    @contextlib.contextmanager
+    def _lost(self, link: Link) -> Generator[None, None, None]:
+        """A node that comes back has another certificate: the link to the one that was lost is of no more use."""
+        try:
+            yield
+        except PeerLost:
+            with self._lock:
+                if self._link is link:
+                    self._link = None
+            link.close()
+            raise
 
 
 class _Cancelling:

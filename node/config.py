@@ -9,11 +9,17 @@ import ipaddress
 import os
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import platformdirs
-from pydantic import ByteSize, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from protos.errors import InvalidRequest
 
@@ -23,6 +29,11 @@ if TYPE_CHECKING:
 FILE_NAME = "shoal.toml"
 PREFIX = "SHOAL_"
 FILE_VARIABLE = "SHOAL_CONFIG"
+# Listening on all of a machine's addresses; nobody can call these.
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
+
+# In the environment a list is words with spaces between.
+Words = Annotated[tuple[str, ...], NoDecode]
 
 
 class Config(BaseSettings):
@@ -39,14 +50,43 @@ class Config(BaseSettings):
         max_length=64,
         description="Model id, or a unique beginning of one. Empty: the only model in the store.",
     )
+    hold: Words = Field(
+        default=("all",),
+        max_length=256,
+        description="What to hold: all, span:A-B, trunk:A-B, experts:LAYERS/EXPERTS; several add up.",
+    )
+    join: Words = Field(
+        default=(),
+        max_length=64,
+        description="Nodes to join, as host:port or host:port#PEERID. None: others may join this one.",
+    )
+    identity: Path = Field(
+        default_factory=lambda: platformdirs.user_data_path("shoal") / "node.key",
+        description="File with the node's Ed25519 key; made if it is not there.",
+    )
     host: str = Field(
         default="127.0.0.1",
         min_length=1,
         max_length=255,
-        description="Address to listen on: 127.0.0.1, ::1 or localhost. Others need authentication, which "
-        "comes with the next version.",
+        description="Address to listen on, such as 127.0.0.1, or 0.0.0.0 for all of this machine's.",
     )
     port: int = Field(default=7645, ge=0, le=65535, description="TCP port, 0 to 65535. 0: any free one.")
+    advertise: str = Field(
+        default="",
+        max_length=300,
+        description="host:port where other nodes reach this one. Unset: where it listens; needed with 0.0.0.0.",
+    )
+    zone: str = Field(default="", max_length=64, description="What fails together with this node: a rack, a site.")
+    owner: str = Field(default="", max_length=64, description="Who runs this node.")
+    clients: Words = Field(
+        default=("loopback",),
+        max_length=1024,
+        description="Who may ask: loopback (whoever is on this machine), any, or peer ids of clients' keys.",
+    )
+    plaintext: bool = Field(
+        default=False,
+        description="No TLS, on loopback only: everybody on this machine can read and alter what is sent.",
+    )
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, cuda, cuda:N, or mps.")
     threads: int = Field(
         default=0, ge=0, le=1024, description="Threads of one computation, 0 to 1024. 0: one for each core."
@@ -82,6 +122,27 @@ class Config(BaseSettings):
         le=3600,
         description="Seconds that a client may not read before its answer is given up, up to 3600.",
     )
+    expert_wait_s: float = Field(
+        default=10.0, gt=0, le=600, description="Seconds that a layer waits for experts that nobody answers, up to 600."
+    )
+    repair_wait_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Seconds that an answer waits for another holder of what was lost, up to 3600.",
+    )
+    step_streams_max: int = Field(
+        default=64, ge=2, le=1024, description="Streams of steps and results from other nodes, 2 to 1024."
+    )
+    expert_streams_max: int = Field(
+        default=64, ge=1, le=1024, description="Nodes whose stages may use the experts held here, 1 to 1024."
+    )
+    expert_queue_max: int = Field(
+        default=64, ge=1, le=4096, description="Expert calls that may wait here, 1 to 4096; what exceeds it is refused."
+    )
+    exchange_period_s: float = Field(
+        default=1.0, gt=0.01, le=60, description="Seconds between two exchanges of records with another node, up to 60."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug, info, warning or error."
     )
@@ -89,17 +150,28 @@ class Config(BaseSettings):
         default="console", description="console: for people. json: one object a line."
     )
 
-    @field_validator("host")
+    @field_validator("hold", "join", "clients", mode="before")
     @classmethod
-    def _is_loopback(cls, host: str) -> str:
-        """The wire has no authentication: whoever could reach the port could use the node and read its answers."""
-        try:
-            loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            loopback = False
-        if not loopback:
-            raise ValueError("only a loopback address is allowed")
-        return host
+    def _words(cls, value: object) -> object:
+        return tuple(value.split()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _reachable_and_safe(self) -> Self:
+        if self.plaintext and not is_loopback(self.host):
+            raise ValueError(f"plaintext is for loopback only, and host is {self.host}; leave one of the two out")
+        if self.host in WILDCARDS and not self.advertise:
+            raise ValueError(f"host is {self.host}, which nobody can call: say advertise, such as my-machine:7645")
+        if not self.hold:
+            raise ValueError("hold is empty; leave it out to hold all")
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can reach, or be, `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def load(flags: dict[str, Any] | None = None, file: Path | None = None) -> Config:
@@ -156,6 +228,8 @@ def _explain(error: ValidationError, path: Path | None) -> str:
 
 
 def _explain_field(name: str, detail: Any) -> str:
+    if not name:  # what contradicts something else names both
+        return str(detail["msg"]).removeprefix("Value error, ")
     field = Config.model_fields.get(name)
     if field is None:
         return f"{name} is no setting; there are {', '.join(Config.model_fields)}"

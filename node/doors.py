@@ -1,128 +1,118 @@
-"""The doors whose sessions this node computes: streams of results to them, and which of them are gone.
+"""The nodes that a command may ask, one after the other: an answer outlives the door that it began at.
 
-Law: a door that cannot be reached for DOOR_LOST_S is lost, however often its address takes a connection meanwhile.
+Law: each door is asked at most once for an answer; what another one repeats is compared with what was shown already,
+token by token, and a difference is an error, never a correction.
 """
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
-from node import log
-from node.peer_streams import PeerStreams
-from protos.errors import ShoalError
-from protos.stage_pb2_grpc import DoorStub
+from protos import inference_pb2 as pb
+from protos.errors import PermissionDenied, RemoteError, ShoalError, Unavailable, WrongModel, WrongPeer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Sequence
 
-    import grpc
+    from node.client import Client
 
-    from node.link import Links
-    from node.peer_streams import Method
-    from protos.ids import PeerId
-    from protos.stage_pb2 import DeliverRefusal, StepResult
+R = TypeVar("R")
 
-RESULTS_AHEAD_MAX = 2048
-# A door that restarts comes back as another door; one whose network comes back may have waited for repair itself.
-DOOR_LOST_S = 30.0
-# Above gRPC's 20 s for a connection that nothing answers: a stream of that age is a connection.
-SETTLED_S = 25.0
+# What is wrong with one door, and perhaps not with the next.
+_ELSEWHERE = (Unavailable, PermissionDenied, WrongModel, WrongPeer)
 
 
 @dataclass(slots=True)
-class _Door:
-    address: str
-    sessions: int = 0
-    begun_at: float = 0.0  # its stream
-    lost_at: float | None = None
+class _Given:
+    """What a client has of an answer."""
+
+    started: bool = False
+    tokens: list[int] = field(default_factory=list)
 
 
 class Doors:
-    def __init__(
-        self, links: Links, on_refusal: Callable[[PeerId, DeliverRefusal], None], now: Callable[[], float]
-    ) -> None:
-        self._now = now
-        self._doors: dict[PeerId, _Door] = {}
-        self._lock = threading.Lock()
-        self._streams: PeerStreams[StepResult, DeliverRefusal] = PeerStreams(
-            links, _deliver, on_refusal, self._ended, queue_max=RESULTS_AHEAD_MAX
+    """At least one client.  Who failed goes to the end of the row; `tell` hears what a person should know."""
+
+    def __init__(self, clients: Sequence[Client], tell: Callable[[str], None], model: str = "") -> None:
+        """`model`: an id, or the beginning of one, that a door must serve."""
+        self._clients = list(clients)
+        self._tell = tell
+        self._model = model
+
+    @property
+    def client(self) -> Client:
+        """The one to be asked first."""
+        return self._clients[0]
+
+    def reach(self) -> pb.InfoReply:
+        """What the first door is that can be reached and serves the model.  Raises what the last one said."""
+        return self._first(self._served)
+
+    def peers(self) -> pb.PeersReply:
+        """Whom the first door knows that can be reached.  Raises what the last one said."""
+        return self._first(self.client.peers)
+
+    def _first(self, ask: Callable[[], R]) -> R:
+        for _ in self._clients[1:]:
+            try:
+                return ask()
+            except _ELSEWHERE as error:
+                self._tell(self._moved_on(error))
+        return ask()
+
+    def generate(self, request: pb.GenerateRequest) -> Generator[pb.GenerateEvent, None, None]:
+        """As Client.generate does; a Notice tells of each door that was lost.  Closing it cancels the answer."""
+        given = _Given()
+        for _ in self._clients[1:]:
+            try:
+                yield from self._ask(request, given)
+                return
+            except _ELSEWHERE as error:
+                said = self._moved_on(error)
+                if given.tokens:
+                    said += f", which must repeat the {len(given.tokens)} tokens above"
+                yield pb.GenerateEvent(notice=pb.Notice(code=error.code, message=said))
+        yield from self._ask(request, given)
+
+    def _ask(self, request: pb.GenerateRequest, given: _Given) -> Generator[pb.GenerateEvent, None, None]:
+        """What is not given yet."""
+        repeated = iter(list(given.tokens))
+        for event in self.client.generate(request):
+            match event.WhichOneof("event"):
+                case "started":
+                    if given.started:
+                        continue
+                    given.started = True
+                case "token":
+                    expected = next(repeated, None)
+                    if expected is not None:
+                        self._compare(expected, event.token)
+                        continue
+                    given.tokens.append(event.token.id)
+                case "finished":
+                    if next(repeated, None) is not None:
+                        raise self._differs("it ends before what was shown")
+            yield event
+
+    def _compare(self, expected: int, token: pb.Token) -> None:
+        if token.id != expected:
+            raise self._differs(f"token {token.id} at position {token.position}, where {expected} was shown")
+
+    def _differs(self, how: str) -> RemoteError:
+        return RemoteError(
+            f"the node at {self.client.address} answers otherwise than the one before it ({how}): ask again, and "
+            "compare the models that they serve"
         )
 
-    def enter(self, peer: PeerId, address: str) -> None:
-        """One session more of this door; its stream is begun, so that the first result need not wait for it."""
-        with self._lock:
-            door = self._doors.setdefault(peer, _Door(address, begun_at=self._now()))
-            door.address = address
-            door.sessions += 1
-        self._begin(peer)
+    def _served(self) -> pb.InfoReply:
+        info = self.client.info()
+        if not info.model_id.startswith(self._model):
+            raise WrongModel(f"the node at {self.client.address} serves model {info.model_id}, not {self._model}")
+        return info
 
-    def leave(self, peer: PeerId) -> None:
-        """One session less.  A door without sessions is forgotten, and its stream ended a sweep later."""
-        with self._lock:
-            door = self._doors.get(peer)
-            if door is None:
-                return
-            door.sessions -= 1
-            if door.sessions == 0:
-                del self._doors[peer]
-
-    def send(self, peer: PeerId, address: str, make: Callable[[], StepResult]) -> None:
-        """What cannot be sent is lost; the door finds out by its step's deadline, and asks."""
-        try:
-            self._streams.to(peer, address).send(make)
-        except ShoalError as error:
-            log.get("stage").warning("a result could not be sent", door=peer, code=error.code, error=str(error))
-
-    def sweep(self) -> list[PeerId]:
-        """Calls doors again whose stream has ended, and gives those that are lost."""
-        now = self._now()
-        lost = []
-        for peer, door in self._listed():
-            if self._streams.alive(peer):
-                if now - door.begun_at >= SETTLED_S:
-                    door.lost_at = None
-            elif door.lost_at is None:
-                door.lost_at = now
-            if door.lost_at is not None and now - door.lost_at >= DOOR_LOST_S:
-                lost.append(peer)
-            elif not self._streams.alive(peer):
-                self._begin(peer)
-        self._drop_idle()
-        return lost
-
-    def close(self, timeout_s: float) -> None:
-        self._streams.close(timeout_s)
-
-    def _listed(self) -> list[tuple[PeerId, _Door]]:
-        with self._lock:
-            return list(self._doors.items())
-
-    def _begin(self, peer: PeerId) -> None:
-        with self._lock:
-            door = self._doors.get(peer)
-            if door is None or self._streams.alive(peer):
-                return
-            door.begun_at = self._now()
-            try:
-                self._streams.to(peer, door.address)
-            except ShoalError as error:
-                log.get("stage").warning("a door cannot be called", door=peer, code=error.code, error=str(error))
-
-    def _drop_idle(self) -> None:
-        with self._lock:
-            for peer in self._streams.peers():
-                if peer not in self._doors:
-                    self._streams.drop(peer)
-
-    def _ended(self, peer: PeerId, error: ShoalError) -> None:
-        with self._lock:
-            door = self._doors.get(peer)
-            if door is not None and door.lost_at is None:
-                door.lost_at = self._now()
-        log.get("stage").info("a stream of results has ended", door=peer, code=error.code, error=str(error))
-
-
-def _deliver(channel: grpc.Channel) -> Method[StepResult, DeliverRefusal]:
-    return DoorStub(channel).Deliver
+    def _moved_on(self, error: ShoalError) -> str:
+        """Goes to the next door; says why."""
+        self._clients.append(self._clients.pop(0))
+        happened = error.message.partition(": ")[0]  # what to do about it, behind the colon, is being done
+        return f"{happened}; now asking {self.client.address}"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -23,43 +24,56 @@ from coordinator.session import (
     Finish,
     Opened,
     OpenStages,
+    Plan,
     Routed,
     SendStep,
     Session,
+    State,
     StepFailed,
     StopStringFound,
+    Tell,
     TokenArrived,
 )
-from coordinator.view import Load, Record, View
+from coordinator.view import Load
 from node import log
-from node.bridge import await_future
+from node.bridge import Inbox, await_future
+from node.mail import Mail
+from node.passage import Passage
+from node.stage_wire import StageFailed, StageNotice, named
+from node.stages import At, Stages
 from node.wording import Wording
 from protos import inference_pb2 as pb
 from protos import messages
-from protos.errors import DeadlineExceeded, ShoalError, ShuttingDown
+from protos.errors import DeadlineExceeded, InvalidFrame, NonFinite, ShoalError, ShuttingDown, Unavailable
 from protos.ids import PeerId, SessionId
-from shard.batch import Step
-from shard.stage import OpenSession
+from shard.stage import StepResult
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from concurrent.futures import Future
 
     from coordinator.session import Effect, Event, FinishReason
+    from coordinator.view import View
     from node.config import Config
     from node.gate import Gate
+    from node.link import Links
     from node.request import Ask
+    from node.stage_host import StageHost
+    from node.stage_wire import Result
     from node.text import Text
-    from protos.epoch import Epoch
+    from protos.ids import ModelId
     from protos.manifest import Manifest
-    from shard.stage import StepResult
 
     Send = Callable[[pb.GenerateEvent], Awaitable[None]]
 
-# An answer's end waits so long for its stage to free the KV: a batch that runs goes first.
+# An answer's end waits so long for the stage here to free the KV: a batch that runs goes first.
 CLOSE_WAIT_S = 30.0
 # A client that must be told of a failure gets so long to read what is before it.
 FAREWELL_S = 2.0
+# What threads have told an answer and it has not looked at: pieces of one feed, failures, notices.
+INBOX_MAX = 256
+# Of one answer; a swarm that fails more often has no news for its client.
+NOTICES_MAX = 64
 
 _REASONS: Final = {
     "stop": pb.Finished.STOP,
@@ -68,26 +82,33 @@ _REASONS: Final = {
 }
 
 
-class Compute(Protocol):
-    """What computes: shard.worker.Worker, and a toy in tests."""
+class Swarm(Protocol):
+    """What is known of the peers: node.peers.Peers, and a toy in tests."""
 
-    def open(self, request: OpenSession) -> Future[None]: ...
-    def step(self, step: Step) -> Future[StepResult]: ...
-    def close(self, session: SessionId, epoch: Epoch) -> Future[None]: ...
+    @property
+    def me(self) -> PeerId: ...
+    @property
+    def address(self) -> str: ...
+    def view(self, model_id: ModelId) -> View: ...
+    def failed(self, peer: PeerId, error: ShoalError) -> None: ...
+    def heard(self, peer: PeerId) -> None: ...
 
 
 class Door:
-    """Answers requests with one model that this node holds whole."""
+    """Answers requests with one model, whose stages may be anywhere.  `links`: for calls to stages elsewhere."""
 
     def __init__(
-        self, peer: PeerId, manifest: Manifest, text: Text, worker: Compute, gate: Gate, config: Config
+        self, peers: Swarm, manifest: Manifest, text: Text, host: StageHost, links: Links, gate: Gate, config: Config
     ) -> None:
-        self.peer = peer
+        self.peers = peers
         self.manifest = manifest
         self.text = text
-        self.worker = worker
+        self.host = host
         self.gate = gate
         self.config = config
+        self.mail = Mail()
+        self.stages = Stages(host, links)
+        host.deliver_to(self.mail.deliver)
         self._answers: set[_Answer] = set()
         self._leaving: ShuttingDown | None = None
 
@@ -108,12 +129,17 @@ class Door:
         for answer in list(self._answers):
             answer.stop(self._leaving)
 
-    def plan(self) -> route.Route:
-        """A route through the peers of the view: for now this node alone."""
-        layers = self.manifest.layers
-        record = Record(frozenset(range(layers)), embed=True, head=True)
-        view = View({self.peer: record}, {self.peer: Load(queue=self.gate.running)})
-        return route.plan(view, route.Shape(layers, self.manifest.grain), secrets.randbits(64))
+    def shutdown(self) -> None:
+        """After the last answer: ends the calls to stages.  Blocks for some seconds at most."""
+        self.stages.shutdown()
+
+    def plan(self, avoid: frozenset[PeerId]) -> tuple[route.Route, dict[PeerId, str]]:
+        """A route through the peers of the view, and where they are.  Raises UnitMissing."""
+        view = self.peers.view(self.manifest.model_id)
+        view = replace(view, loads={**view.loads, self.peers.me: Load(queue=self.gate.running)})
+        shape = route.Shape(self.manifest.layers, self.manifest.experts)
+        found = route.plan(view, shape, secrets.randbits(64), avoid, self.peers.me)
+        return found, {peer: record.address for peer, record in view.records.items()}
 
 
 class _Answer:
@@ -127,16 +153,30 @@ class _Answer:
         self._core = Session(
             ask.prompt,
             ask.params,
-            door=door.peer,
+            door=door.peers.me,
             context=door.manifest.context,
             recompute_at=door.manifest.recompute_at,
             step_deadline_s=door.config.step_deadline_s,
+            repair_wait_s=door.config.repair_wait_s,
         )
         self._wording = Wording(door.text, ask.stop)
         self._scope = trio.CancelScope()
         self._stopped_by: ShoalError | None = None
-        self._in_flight: Future[Any] | None = None
-        self._closing: Future[None] | None = None
+        self._inbox: Inbox[Event | Result] = Inbox(INBOX_MAX)
+        self._passage = Passage(
+            self._id,
+            At(door.peers.me, door.peers.address),
+            ask.params,
+            door.host,
+            door.stages,
+            door.mail,
+            self._inbox.put,
+        )
+        self._addresses: dict[PeerId, str] = {}
+        self._planned: Event | None = None
+        self._closing: list[Future[None]] = []
+        self._notices: list[pb.Notice] = []  # for a client that has not had its Started
+        self._notices_left = NOTICES_MAX
         self._started = False
         self._ended_as = ""
         self._clock = _Clock()
@@ -158,9 +198,11 @@ class _Answer:
 
     async def _run_admitted(self) -> None:
         self._clock.admit()
+        self._door.mail.expect(self._id, self._inbox.put)
         try:
-            await self._drive(self._routed())
+            await self._drive(self._plan(frozenset()))
         finally:
+            self._door.mail.forget(self._id)
             await self._close()
 
     async def _drive(self, event: Event) -> None:
@@ -169,74 +211,106 @@ class _Answer:
                 await self._execute(effect)
             if self._core.ended:
                 return
-            if self._wording.stopped:
-                event = StopStringFound()
-            else:
-                event = await self._next()
+            event = StopStringFound() if self._wording.stopped else await self._next()
 
-    def _routed(self) -> Event:
+    def _plan(self, avoid: frozenset[PeerId]) -> Event:
         try:
-            return Routed(self._door.plan())
+            found, self._addresses = self._door.plan(avoid)
         except ShoalError as error:
             return StepFailed(self._core.epoch, error)
+        return Routed(found)
 
     async def _next(self) -> Event:
-        deadline = self._core.deadline
-        with trio.move_on_at(math.inf if deadline is None else deadline):
-            return await self._arrival()
-        return DeadlinePassed()
+        if self._planned is not None:
+            planned, self._planned = self._planned, None
+            return planned
+        while True:
+            deadline = self._core.deadline
+            with trio.move_on_at(math.inf if deadline is None else deadline):
+                if (event := await self._read(await self._inbox.get())) is not None:
+                    return event
+                continue
+            suspects = await self._suspects()
+            if not len(self._inbox):  # or it came while the stages were asked
+                return DeadlinePassed(suspects)
 
-    async def _arrival(self) -> Event:
-        """What the open or the step in flight comes to."""
-        assert self._in_flight is not None
-        epoch = self._core.epoch
-        try:
-            result = await await_future(self._in_flight)
-        except ShoalError as error:
-            return StepFailed(epoch, error)
-        if result is None:
-            return Opened(epoch, (0,))
-        assert result.token is not None, "the last stage's final rows give a token"
+    async def _suspects(self) -> frozenset[PeerId]:
+        if self._is_under_way and self._passage.remote:
+            return await self._passage.suspects()
+        return frozenset()
+
+    async def _read(self, item: Event | Result) -> Event | None:
+        """What has come, as the core's event, if it is one."""
+        match item:
+            case StepResult():
+                return self._token(item)
+            case StageFailed():
+                return self._failure(item)
+            case StageNotice():
+                await self._notice(item.code, item.message, item.peer)
+                return None
+            case StepFailed():
+                self._score(item.peer, item.error)
+                return item if self._is_under_way else None
+            case Opened():
+                for peer in self._passage.remote:
+                    self._door.peers.heard(peer)
+                return item if self._core.state is State.OPENING else None
+            case _:
+                return item
+
+    @property
+    def _is_under_way(self) -> bool:
+        """A failure may be told by several stages: what comes after the first is of a state that has passed."""
+        return self._core.state in (State.OPENING, State.FEEDING)
+
+    def _token(self, result: StepResult) -> Event | None:
+        if self._core.state is not State.FEEDING or result.epoch != self._core.epoch:
+            return None
+        if result.token is None or result.position > len(self._core.log):
+            self._passage.progressed(result.epoch, result.position)
+            return None
         return TokenArrived(
             result.epoch, result.position, result.token, result.logprob, result.top, result.prompt_logprobs
         )
 
+    def _failure(self, failed: StageFailed) -> Event | None:
+        if not self._is_under_way or failed.epoch != self._core.epoch or failed.stage >= len(self._passage.hops):
+            return None
+        at = self._passage.hops[failed.stage]
+        error = failed.error
+        if at.peer != self._door.peers.me:
+            error = named(error, at.peer, at.address)
+            self._score(at.peer, error)
+        return StepFailed(failed.epoch, error, failed.stage, at.peer)
+
+    def _score(self, peer: PeerId | None, error: ShoalError) -> None:
+        if (
+            peer is not None
+            and peer != self._door.peers.me
+            and isinstance(error, Unavailable | InvalidFrame | NonFinite)
+        ):
+            self._door.peers.failed(peer, error)
+
     async def _execute(self, effect: Effect) -> None:
         match effect:
+            case Plan():
+                self._planned = self._plan(effect.avoid)
             case OpenStages():
-                self._open(effect)
+                self._passage.open(effect, self._addresses, self._core.log, self._core.prompt_length)
             case SendStep():
-                self._in_flight = self._door.worker.step(
-                    Step(
-                        session=self._id,
-                        epoch=effect.epoch,
-                        start=effect.start,
-                        until=effect.until,
-                        tokens=effect.tokens,
-                    )
-                )
+                self._passage.feed(effect)
                 await self._start()
             case Emit():
                 await self._emit(effect)
+            case Tell():
+                await self._notice(effect.code, effect.message, effect.peer)
             case CloseStages():
-                self._closing = self._door.worker.close(self._id, effect.epoch)
+                self._closing = self._passage.close(effect.epoch)
             case Finish():
                 await self._finish(effect)
             case Fail():
                 await self._fail(effect.error)
-
-    def _open(self, effect: OpenStages) -> None:
-        core = self._core
-        self._in_flight = self._door.worker.open(
-            OpenSession(
-                session=self._id,
-                epoch=effect.epoch,
-                log=tuple(core.log),
-                prompt_len=core.prompt_length,
-                params=self._ask.params,
-                positions=effect.positions,
-            )
-        )
 
     async def _start(self, prompt_logprobs: tuple[float, ...] | None = None) -> None:
         """Tells the client that its answer runs; with the prompt's logprobs once they are there, if it wants them."""
@@ -250,6 +324,19 @@ class _Answer:
             prompt_logprobs=prompt_logprobs,
         )
         await self._tell(pb.GenerateEvent(started=started))
+        for notice in self._notices:
+            await self._tell(pb.GenerateEvent(notice=notice))
+
+    async def _notice(self, code: str, message: str, peer: PeerId | None) -> None:
+        log.get("door").warning("an answer goes on", session=self._id, code=code, error=message, peer=peer)
+        if self._notices_left == 0:
+            return
+        self._notices_left -= 1
+        notice = pb.Notice(code=code, message=message, peer_id=peer or "", position=len(self._core.log))
+        if self._started:
+            await self._tell(pb.GenerateEvent(notice=notice))
+        else:
+            self._notices.append(notice)
 
     async def _emit(self, effect: Emit) -> None:
         await self._start(effect.prompt_logprobs or ())
@@ -285,14 +372,14 @@ class _Answer:
             )
 
     async def _close(self) -> None:
-        """Frees the stages, also when the answer was cancelled."""
+        """Frees the stages, also when the answer was cancelled; it waits for what is here alone."""
         if not self._core.ended:
             for effect in self._core.handle(Cancelled(), trio.current_time()):
                 if isinstance(effect, CloseStages):
-                    self._closing = self._door.worker.close(self._id, effect.epoch)
-        if self._closing is not None:
-            with trio.move_on_after(CLOSE_WAIT_S, shield=True):
-                await self._closed(self._closing)
+                    self._closing = self._passage.close(effect.epoch)
+        with trio.move_on_after(CLOSE_WAIT_S, shield=True):
+            for closing in self._closing:
+                await self._closed(closing)
 
     async def _closed(self, closing: Future[None]) -> None:
         try:

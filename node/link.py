@@ -59,6 +59,7 @@ CHANNEL_OPTIONS: Final[list[tuple[str, Any]]] = [
     ("grpc.use_local_subchannel_pool", 1),  # or all lanes to one address would share one connection
     ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),  # or a minute: the one above does not end every ping
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # A peer that comes back is reached within about a second; the least is also how long one attempt may take.
@@ -75,6 +76,7 @@ SERVER_OPTIONS: Final[list[tuple[str, Any]]] = [
     # A caller's host that vanished without a word is noticed, and what it held here is freed.
     ("grpc.keepalive_time_ms", 2 * _KEEPALIVE_TIME_MS),
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 
@@ -348,7 +350,7 @@ class Links:
                 slot = self._new_slot(peer)
         return self._made(peer, slot, place)
 
-    def check(self, peer: PeerId) -> bool:
+    def check(self, peer: PeerId, timeout_s: float) -> bool:
         """After a failure: if the peer shows another certificate now (it restarted), its link is dropped.
 
         True: it was dropped, and the next one will be new.  Raises PeerLost where nobody answers.
@@ -358,7 +360,7 @@ class Links:
         link = slot.link if slot else None
         if slot is None or link is None or link.pin is None:
             return False
-        if certificate.fetch(link.address, self.timeout_s)[1] == link.pin.sha256:
+        if certificate.fetch(link.address, timeout_s)[1] == link.pin.sha256:
             return False
         with slot.lock:
             if slot.link is link:

@@ -1,4 +1,4 @@
-"""The model that a node serves: loaded from its store, held whole, and computed by one worker.
+"""The part of a model that a node holds: loaded from its store, its trunk computed by one worker.
 
 Law: what does not fit is refused before a weight is read, and says how much would.
 """
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Final
 import psutil
 import torch
 
+from node import holding
 from node.show import size
 from node.text import Text
 from protos import units
 from protos.errors import InvalidManifest, InvalidRequest
 from shard.anatomy import Anatomy
-from shard.body import Body, parse_config
+from shard.body import Body, parse_config, skeleton
 from shard.experts import ExpertBank
 from shard.family import facts, meta_model
 from shard.stage import Stage
@@ -30,54 +31,77 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from node.config import Config
+    from node.holding import Holding
     from protos.ids import UnitName
     from protos.manifest import Manifest
+    from shard.experts import Experts
 
     Progress = Callable[[str, int, int], None]
+    Port = Callable[[Manifest, ExpertBank], Experts]
 
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Of the memory that is free when a node starts, if nobody says how much KV may take.
 _KV_SHARE: Final = 0.25
+# Sessions that a stage takes, where the door of the same node takes few.
+STAGE_SESSIONS_MIN: Final = 64
 # Where a container's own limit stands (cgroup v2): psutil sees only the machine's.
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
+    """`worker` is None where no trunk is held: such a node computes experts only."""
+
     manifest: Manifest
     text: Text
-    worker: Worker
+    holding: Holding
+    bank: ExpertBank
+    worker: Worker | None
+
+    def shutdown(self) -> None:
+        if self.worker is not None:
+            self.worker.shutdown()
 
 
-def load(config: Config, progress: Progress) -> Model:
+def load(config: Config, progress: Progress, port: Port | None = None) -> Model:
     """Blocks for as long as it takes to check and map the weights; `progress` hears (what, bytes done, bytes in all).
 
-    Raises UnitMissing, UnitMismatch, InvalidManifest, InvalidRequest (no such model or device, a limit below its size).
+    `port` makes what the stage asks for its experts, given those that are held here; None: only these.
+    Raises UnitMissing, UnitMismatch, InvalidManifest, InvalidRequest (no such model, device, layer; too low a limit).
     """
     store = UnitStore(config.store)
     manifest = store.manifest(config.model or None)
-    kv_limit = kv_bytes_max(config, manifest)
-    device = find_device(config.device)
+    held = holding.parse(config.hold, manifest)
+    loading = _Loading(store, manifest, held, find_device(config.device), progress)
+    kv_limit = kv_bytes_max(config, manifest, loading.total)
     if config.threads:
         torch.set_num_threads(config.threads)
     files = store.text(manifest)
     model_config = read_config(files, manifest)
-    loading = _Loading(store, manifest, device, progress)
     bank = ExpertBank()
-    body = Body(
-        model_config,
-        _DTYPES[manifest.dtype],
-        range(manifest.layers),
-        loading.tensors,
-        bank,
-        device,
-    )
-    for layer, (_, module) in body.anatomy.experts.items():
-        bank.add_layer(layer, module)
+    _fill(bank, held, model_config, loading)
+    worker = None
+    if held.span:
+        dtype = _DTYPES[manifest.dtype]
+        experts = bank if port is None else port(manifest, bank)
+        body = Body(model_config, dtype, held.span, loading.tensors, experts, loading.device)
+        worker = Worker(Stage(body, kv_limit), sessions_max=stage_sessions_max(config))
+    return Model(manifest, Text(files), held, bank, worker)
+
+
+def stage_sessions_max(config: Config) -> int:
+    """Sessions of this node's stage: its own door's, and as many again of others'."""
+    return max(2 * config.sessions_max, STAGE_SESSIONS_MIN)
+
+
+def _fill(bank: ExpertBank, held: Holding, model_config: PretrainedConfig, loading: _Loading) -> None:
+    manifest = loading.manifest
+    anatomy = Anatomy(skeleton(model_config, _DTYPES[manifest.dtype]))
+    for layer, mask in held.experts.items():
+        bank.add_layer(layer, anatomy.experts[layer][1])
         for expert in range(manifest.experts[layer]):
-            bank.add(layer, expert, loading.tensors(units.expert(layer, expert)))
-    worker = Worker(Stage(body, kv_limit), sessions_max=config.sessions_max)
-    return Model(manifest, Text(files), worker)
+            if mask >> expert & 1:
+                bank.add(layer, expert, loading.tensors(units.expert(layer, expert)))
 
 
 def read_config(files: Mapping[str, bytes], manifest: Manifest) -> PretrainedConfig:
@@ -102,37 +126,33 @@ def read_config(files: Mapping[str, bytes], manifest: Manifest) -> PretrainedCon
 class _Loading:
     """Reads units and tells how far it is."""
 
-    def __init__(self, store: UnitStore, manifest: Manifest, device: torch.device, progress: Progress) -> None:
+    def __init__(
+        self, store: UnitStore, manifest: Manifest, held: Holding, device: torch.device, progress: Progress
+    ) -> None:
+        self.manifest = manifest
+        self.device = device
+        self.total = manifest.size(held.units(manifest))
         self._store = store
-        self._manifest = manifest
-        self._device = device
         self._progress = progress
         self._done = 0
-        self._total = weights_bytes(manifest)
 
     def tensors(self, name: UnitName) -> dict[str, torch.Tensor]:
-        tensors = self._store.tensors(self._manifest, name, self._device)
-        self._done += self._manifest.unit(name).size
-        self._progress("checking and loading weights", self._done, self._total)
+        tensors = self._store.tensors(self.manifest, name, self.device)
+        self._done += self.manifest.unit(name).size
+        self._progress("checking and loading weights", self._done, self.total)
         return tensors
 
 
-def weights_bytes(manifest: Manifest) -> int:
-    """What all units but text take on disk, which is what they take in memory."""
-    return manifest.size(entry.name for entry in manifest.units if entry.name != units.TEXT)
-
-
-def kv_bytes_max(config: Config, manifest: Manifest) -> int:
-    """What KV may take beside the weights.  Raises InvalidRequest, naming what is needed and what is allowed."""
-    weights = weights_bytes(manifest)
+def kv_bytes_max(config: Config, manifest: Manifest, weights: int) -> int:
+    """What KV may take beside `weights` bytes.  Raises InvalidRequest, naming what is needed and what is allowed."""
     if config.memory_limit is None:
         return config.kv_limit or int(_free_bytes() * _KV_SHARE)
     needed = weights + (config.kv_limit or 0)
     if config.memory_limit <= weights or config.memory_limit < needed:
         kv = f" and {size(config.kv_limit)} for KV (kv_limit)" if config.kv_limit else ", and some for KV"
         raise InvalidRequest(
-            f"model {manifest.model_id[:12]} needs {size(weights)} for its weights{kv}, but memory_limit is "
-            f"{size(config.memory_limit)}: raise it, or serve a smaller model"
+            f"what is held of model {manifest.model_id[:12]} needs {size(weights)} for its weights{kv}, but "
+            f"memory_limit is {size(config.memory_limit)}: raise it, hold less, or serve a smaller model"
         )
     return config.kv_limit or config.memory_limit - weights
 

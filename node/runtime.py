@@ -1,4 +1,4 @@
-"""The node's process: load, listen, serve, and leave cleanly.
+"""The node's process: take the port, load, join, serve, and leave cleanly.
 
 Law: a signal ends running answers with a typed error, frees everything in reverse order, and the exit code says which
 signal it was; a second one does not wait.
@@ -8,20 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import sys
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from coordinator.admission import Admission
+from coordinator.dispatch import Dispatch
+from coordinator.health import PeerHealth
 from node import log, model, presence, status
 from node.bridge import Portal, in_thread
+from node.certificate import Certificate
+from node.expert_port import ExpertPort
+from node.expert_service import ExpertService
 from node.gate import Gate
 from node.generate import Door
-from node.server import Server
+from node.hello import Callers, caller_of
+from node.identity import Identity
+from node.inference_service import Clients, InferenceService, software_version
+from node.link import Links
+from node.peers import About, Peers
+from node.peers_service import PeersService
+from node.server import Pools, Server
+from node.stage_host import StageHost
+from node.stage_service import Lanes, StageServices
+from protos import inference_pb2, peers_pb2, stage_pb2
 from protos.errors import ShuttingDown
 from protos.ids import PeerId
 
@@ -29,7 +43,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from node.config import Config
+    from node.hello import Caller
     from node.model import Model, Progress
+    from protos.manifest import Manifest
+    from shard.experts import ExpertBank
 
     Ready = Callable[[str, str], None]
 
@@ -43,10 +60,10 @@ GRACE_S = 5.0
 def serve(
     config: Config, ready: Ready, progress: Progress, *, announce: bool = True, until_stdin_closes: bool = False
 ) -> int:
-    """Runs the node until a signal; gives the exit code.  `ready` hears (address, model id) once it listens.
+    """Runs the node until a signal; gives the exit code.  `ready` hears (address, model id) once it serves.
 
     `until_stdin_closes`: for a node that a command started for itself, so that it cannot outlive that command.
-    Raises what model.load does, and PortInUse.
+    Raises what model.load does, PortInUse, and InvalidRequest for a key file that cannot be used.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
@@ -67,37 +84,163 @@ async def _main(config: Config, ready: Ready, progress: Progress, announce: bool
         await nursery.start(_watch_signals, ended)
         if until_stdin_closes:
             nursery.start_soon(_watch_stdin, ended)
-        served = None
-        with ended.loading:
-            served = await in_thread(partial(model.load, config, progress), abandon=True)
-        if served is not None:
-            try:
-                await _serve(config, served, ready, announce, ended)
-            finally:
-                await in_thread(served.worker.shutdown)
+        wire = await in_thread(partial(_Wire, config))
+        try:
+            served = None
+            with ended.loading:
+                served = await in_thread(partial(model.load, config, progress, wire.port), abandon=True)
+            if served is not None:
+                try:
+                    await _Node(config, wire, served).serve(ready, announce, ended)
+                finally:
+                    wire.leave()  # a layer that waits for another node must not hold up its thread
+                    await in_thread(served.shutdown)
+        finally:
+            await in_thread(wire.close)
         nursery.cancel_scope.cancel()
     return ended.exit_code
 
 
-async def _serve(config: Config, served: Model, ready: Ready, announce: bool, ended: _Ended) -> None:
-    gate = Gate(Admission(config.sessions_max, config.queue_max, config.queue_wait_s))
-    peer = PeerId(f"node-{secrets.token_hex(8)}")
-    door = Door(peer, served.manifest, served.text, served.worker, gate, config)
-    async with trio.open_nursery() as answers:
-        portal = Portal(answers, lambda: ShuttingDown("this node is shutting down"))
-        server = Server(config, door, portal, lambda: served.worker.kv_bytes)
-        address = _address(config.host, server.port)
-        try:
-            with presence.announced(address) if announce else contextlib.nullcontext():
-                log.get("runtime").info("serving", address=address, model=served.manifest.model_id, peer=peer)
-                ready(address, served.manifest.model_id)
-                await ended.asked.wait()
-        finally:
-            log.get("runtime").info("leaving", sessions=gate.running)
-            door.leave()
-            await in_thread(partial(server.stop, GRACE_S))
-            portal.close()
-            answers.cancel_scope.cancel()
+class _Wire:
+    """What a node has before it has a model: a key, a certificate, a port, and ways to other nodes."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.identity = Identity.load_or_create(config.identity)
+        self.me = self.identity.peer
+        self.certificate = None if config.plaintext else Certificate.make(time.time())
+        self.sha256 = self.certificate.sha256 if self.certificate else None
+        self.callers = Callers(self.identity, self.sha256)
+        self.links = Links(self.identity, plaintext=config.plaintext)
+        self.health = PeerHealth()
+        self.peers: Peers | None = None
+        self.experts: ExpertPort | None = None
+        self.pools = Pools(config)
+        self.server = Server(config, self.pools, self.callers, self.certificate, self._permit)
+        self.address = config.advertise or _address(config.host, self.server.port)
+
+    def port(self, manifest: Manifest, bank: ExpertBank) -> ExpertPort:
+        """What the stage asks for experts."""
+        self.experts = ExpertPort(
+            manifest,
+            bank,
+            Dispatch(self.me, manifest.experts),
+            self.health,
+            self.links,
+            lambda: self._known().view(manifest.model_id),
+            me=self.me,
+            expert_wait_s=self._config.expert_wait_s,
+        )
+        return self.experts
+
+    def leave(self) -> None:
+        if self.experts is not None:
+            self.experts.close()
+
+    def close(self) -> None:
+        self.server.stop(0)
+        self.links.close()
+
+    def _permit(self, caller: Caller, method: str) -> None:
+        self._known().permit(caller, method)
+
+    def _known(self) -> Peers:
+        assert self.peers is not None, "calls are taken, and layers computed, once peers are known"
+        return self.peers
+
+
+class _Node:
+    """What a node is once its model is loaded."""
+
+    def __init__(self, config: Config, wire: _Wire, served: Model) -> None:
+        self._config = config
+        self._wire = wire
+        self._served = served
+        self.gate = Gate(Admission(config.sessions_max, config.queue_max, config.queue_wait_s))
+        about = About(
+            wire.address,
+            wire.sha256,
+            zone=config.zone,
+            owner=config.owner,
+            version=software_version(),
+            sessions_max=config.sessions_max,
+            kv_bytes_max=self._kv_bytes()[1],
+        )
+        self.peers = wire.peers = Peers(
+            wire.identity,
+            wire.links,
+            wire.health,
+            about,
+            join=config.join,
+            period_s=config.exchange_period_s,
+            load=self._load,
+        )
+        self.peers.publish([served.holding.held(served.manifest)])
+        me = stage_pb2.Peer(peer_id=wire.me, address=wire.address)
+        self.host = StageHost(me, served.manifest, served.worker, served.holding.span, wire.links)
+        self.door = Door(self.peers, served.manifest, served.text, self.host, wire.links, self.gate, config)
+        if wire.experts is not None:
+            wire.experts.on_notice = self._notice
+
+    async def serve(self, ready: Ready, announce: bool, ended: _Ended) -> None:
+        wire = self._wire
+        async with trio.open_nursery() as answers:
+            portal = Portal(answers, lambda: ShuttingDown("this node is shutting down"))
+            wire.server.start(self._services(portal))
+            await answers.start(self.peers.run)
+            try:
+                with presence.announced(wire.address) if announce else contextlib.nullcontext():
+                    log.get("runtime").info(
+                        "serving", address=wire.address, model=self._served.manifest.model_id, peer=wire.me
+                    )
+                    ready(wire.address, self._served.manifest.model_id)
+                    await ended.asked.wait()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._leave(portal)
+                answers.cancel_scope.cancel()
+
+    async def _leave(self, portal: Portal) -> None:
+        log.get("runtime").info("leaving", sessions=self.gate.running)
+        self.door.leave()
+        await in_thread(partial(self._wire.server.stop, GRACE_S))
+        portal.close()
+        await in_thread(self.door.shutdown)
+        await in_thread(self.host.shutdown)
+
+    def _services(self, portal: Portal) -> list[InferenceService | PeersService | StageServices | ExpertService]:
+        config, pools, served = self._config, self._wire.pools, self._served
+        lanes = Lanes(pools.steps, pools.stage, config.step_streams_max)
+        return [
+            InferenceService(
+                self.door, portal, Clients(config.clients), pools.clients, self._kv_bytes, self._peers_reply
+            ),
+            PeersService(self._wire.callers, self.peers),
+            StageServices(self.host, self.door.mail, lanes, lambda context: caller_of(context).peer),
+            ExpertService(
+                served.manifest,
+                served.bank,
+                pool=pools.experts,
+                streams_max=config.expert_streams_max,
+                queue_max=config.expert_queue_max,
+            ),
+        ]
+
+    def _peers_reply(self) -> inference_pb2.PeersReply:
+        experts = self._wire.experts
+        return inference_pb2.PeersReply(
+            peer_id=self._wire.me, peers=self.peers.status(), work=experts.work() if experts is not None else []
+        )
+
+    def _notice(self, notice: inference_pb2.Notice) -> None:
+        self.host.notice(notice.code, notice.message, PeerId(notice.peer_id))
+
+    def _kv_bytes(self) -> tuple[int, int]:
+        return self._served.worker.kv_bytes if self._served.worker is not None else (0, 0)
+
+    def _load(self) -> peers_pb2.Load:
+        used, limit = self._kv_bytes()
+        return peers_pb2.Load(queue=self.gate.running, kv_bytes_free=limit - used)
 
 
 class _Ended:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from node import log, rows
-from node.doors import Doors
+from node.deliveries import Deliveries
 from node.onward import Onward, Onwards
 from node.stage_wire import (
     StageFailed,
@@ -120,10 +120,9 @@ class StageHost:
         self._sessions: dict[SessionId, _Hosted] = {}
         self._lock = threading.Lock()
         self.onwards = Onwards(links)
-        self._doors = Doors(links, self._refused, now)
+        self._deliveries = Deliveries(links, self._refused, now)
         self._leaving = threading.Event()
-        self._sweeper = threading.Thread(target=self._keep_house, name="shoal-stage-host", daemon=True)
-        self._sweeper.start()
+        self._sweeper: threading.Thread | None = None  # while no other node was involved there is nothing to sweep
 
     def deliver_to(self, sink: Callable[[Result], None]) -> None:
         """Where results for this node's own door go, in the worker's thread."""
@@ -231,7 +230,7 @@ class StageHost:
 
     def sweep(self) -> None:
         """Frees the sessions of doors that are lost, and asks doors about sessions that get no steps."""
-        lost = set(self._doors.sweep())
+        lost = set(self._deliveries.sweep())
         self.onwards.drop_idle()
         now = self._now()
         with self._lock:
@@ -248,9 +247,10 @@ class StageHost:
     def shutdown(self) -> None:
         """Ends all streams and the sweeping.  The worker's own end is its owner's to bring."""
         self._leaving.set()
-        self._sweeper.join(JOIN_S)
+        if self._sweeper is not None:
+            self._sweeper.join(JOIN_S)
         self.onwards.close(JOIN_S)
-        self._doors.close(JOIN_S)
+        self._deliveries.close(JOIN_S)
 
     def _keep_house(self) -> None:
         while not self._leaving.wait(SWEEP_PERIOD_S):
@@ -274,8 +274,8 @@ class StageHost:
                 f"a stage of layers {mine.first_layer} to {mine.last_layer}; this node serves its span whole, "
                 f"{self.span.start} to {self.span.stop - 1}"
             )
-        if (route.stages[-1].last_layer == self.manifest.layers - 1) != (stage == len(route.stages) - 1):
-            raise InvalidRequest(f"stage {stage} of {len(route.stages)} does not fit {self.manifest.layers} layers")
+        if route.stages[-1].last_layer != self.manifest.layers - 1:
+            raise InvalidRequest(f"the route ends after layer {route.stages[-1].last_layer}, the model does not")
         before = route.stages[stage - 1].peer.peer_id if stage else route.door.peer_id
         door = PeerId(route.door.peer_id)
         return _Place(
@@ -305,17 +305,20 @@ class StageHost:
             if len(self._sessions) >= SESSIONS_MAX:
                 raise Overloaded(f"{SESSIONS_MAX} sessions are open here", retry_after_s=1.0)
             self._sessions[session] = hosted
+            if self._sweeper is None and (hosted.place.door != self.me or hosted.place.onward is not None):
+                self._sweeper = threading.Thread(target=self._keep_house, name="shoal-stage-host", daemon=True)
+                self._sweeper.start()
         self._enter(hosted.place)
 
     def _enter(self, place: _Place) -> None:
         if place.door != self.me:
-            self._doors.enter(place.door, place.door_address)
+            self._deliveries.enter(place.door, place.door_address)
         if place.onward is not None:
             self.onwards.open(place.onward)
 
     def _leave(self, place: _Place) -> None:
         if place.door != self.me:
-            self._doors.leave(place.door)
+            self._deliveries.leave(place.door)
         if place.onward is not None:
             self.onwards.forget(place.onward)
 
@@ -372,7 +375,7 @@ class StageHost:
         if door == self.me:
             self._sink(result)
         else:
-            self._doors.send(door, address, partial(result_message, result, reply))
+            self._deliveries.send(door, address, partial(result_message, result, reply))
 
     def _refused(self, door: PeerId, refusal: pb.DeliverRefusal) -> None:
         """A door does not know a session, or no longer: nobody else will close it."""

@@ -1,7 +1,7 @@
 """Who holds what in a testnet: a model's layers and experts dealt to so many nodes.
 
-Pure: numbers in, holdings as `shoal run --hold` takes them out.  Law: every trunk layer and every expert is held by at
-least `replicas` nodes, or the topology is refused.
+Pure: numbers in, holdings as `shoal run --hold` takes them out.  Law: every expert, and every trunk layer unless
+`trunks` says otherwise, is held by at least `replicas` nodes, or the topology is refused.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Topology:
     experts: Experts = "spread"  # "own": each node holds the experts of its span's layers
     replicas: int = 1
     zones: int = 1
+    trunks: int | None = None  # only so many of the first nodes hold a trunk, the others are expert leaves; None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ def _check(topology: Topology, layers: int, grain: int) -> None:
     cells = -(-layers // grain)
     if not 1 <= nodes <= NODES_MAX:
         raise InvalidRequest(f"-n is {nodes}; it must be 1 to {NODES_MAX}")
+    if topology.trunks is not None and not max(spans, 1) <= topology.trunks <= nodes:
+        raise InvalidRequest(f"{topology.trunks} of {nodes} nodes hold a trunk; it must be {max(spans, 1)} to {nodes}")
     if not 1 <= topology.zones <= nodes:
         raise InvalidRequest(f"--zones is {topology.zones}; it must be 1 to {nodes}, the number of nodes")
     if not 0 <= spans <= min(nodes, cells):
@@ -80,10 +83,11 @@ def _hold(topology: Topology, number: int, layers: int, grain: int) -> tuple[str
     if topology.experts == "own":
         return (f"span:{span}",)
     nodes = topology.nodes
+    trunk = (f"trunk:{span}",) if topology.trunks is None or number < topology.trunks else ()
     if topology.replicas == nodes:
-        return (f"trunk:{span}", "experts:*/*")
+        return (*trunk, "experts:*/*")
     classes = ((number + 1 + copy) % nodes for copy in range(topology.replicas))
-    return (f"trunk:{span}", *(f"experts:*/{residue}%{nodes}" for residue in classes))
+    return (*trunk, *(f"experts:*/{residue}%{nodes}" for residue in classes))
 
 
 def _span(index: int, spans: int, layers: int, grain: int) -> str:

@@ -72,7 +72,7 @@ class StageServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Steps(self, request_iterator, context):
-        """One long stream for each caller and stage; an ack for each step, in order, when it is queued or refused.
+        """One long stream for each caller and stage. The stage answers only what it refuses to queue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

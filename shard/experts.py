@@ -74,8 +74,12 @@ class Pairs:
         """index [T, K] int64: pair t * K + k is expert `index[t, k]` of row t."""
         self.shape = tuple(index.shape)
         chosen = index.flatten().cpu().numpy()
-        if self.shape[0] == 1 and len(set(ones := chosen.tolist())) == len(ones):  # decoding alone
-            self.experts: list[int] = ones
+        ones: list[int] = chosen.tolist() if self.shape[0] == 1 else []
+        self._in_order = bool(ones) and len(set(ones)) == len(
+            ones
+        )  # decoding alone: each pair has an expert of its own
+        if self._in_order:
+            self.experts = ones
             self._counts = [1] * len(ones)
             self._order: Numbers = np.arange(len(ones))
         else:
@@ -97,10 +101,14 @@ class Pairs:
         else:
             bounds = [self._bounds[expert] for expert in experts]
             pairs = np.concatenate([self._order[first:last] for first, last in bounds] or [self._order[:0]])
-        return Part(experts, [self.count(expert) for expert in experts], pairs, pairs // self.shape[1])
+        rows = pairs // self.shape[1] if self.shape[0] > 1 else np.zeros_like(pairs)
+        return Part(experts, [self.count(expert) for expert in experts], pairs, rows)
 
     def join(self, parts: Iterable[tuple[Part, torch.Tensor]], hidden: torch.Tensor) -> torch.Tensor:
         """[T, K, H] from the replies [n, H] of all parts, on the device and in the dtype of `hidden`."""
+        parts = list(parts)
+        if len(parts) == 1 and parts[0][0].pairs is self._order and self._in_order:
+            return parts[0][1].to(hidden.device).view(*self.shape, -1)
         out = hidden.new_empty((self.shape[0] * self.shape[1], hidden.shape[1]))
         for part, replies in parts:
             out.index_copy_(0, _on(hidden, part.pairs), replies.to(out.device))
@@ -118,6 +126,8 @@ class ExpertBank:
     def __init__(self) -> None:
         self._kernels: dict[int, Any] = {}
         self._held: dict[tuple[int, int], Mapping[str, torch.Tensor]] = {}
+        self.device = torch.device("cpu")
+        """Where the experts are, and rows must be."""
 
     def add_layer(self, layer: int, module: Any) -> None:
         """Takes the layer's experts module for its gate, activation and layout; its own weights are not read."""
@@ -126,6 +136,7 @@ class ExpertBank:
     def add(self, layer: int, expert: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Takes one expert's weights, in the layout of the layer's module without its first axis."""
         self._held[layer, expert] = tensors
+        self.device = next(iter(tensors.values())).device
 
     def holds(self, layer: int, expert: int) -> bool:
         return (layer, expert) in self._held
@@ -135,8 +146,6 @@ class ExpertBank:
         pairs = Pairs(index)
         whole = pairs.part(pairs.experts)
         replies = self.rows(layer, hidden, whole)
-        if index.shape[0] == 1 and whole.counts == [1] * index.shape[1]:  # in order already
-            return replies.view(*index.shape, -1)
         return pairs.join([(whole, replies)], hidden)
 
     def rows(self, layer: int, hidden: torch.Tensor, part: Part) -> torch.Tensor:

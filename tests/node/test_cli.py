@@ -241,7 +241,7 @@ def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:
         (("pack",), 2, "missing argument 'CHECKPOINT'; see shoal pack --help"),
         (("run", "--port", "many"), 2, "for '--port'"),
         (("run", "--port", "70000"), 2, "port is 70000"),
-        (("run", "--host", "0.0.0.0"), 2, "only a loopback address is allowed"),
+        (("run", "--host", "0.0.0.0"), 2, "which nobody can call: say advertise"),
         (("run", "--memory-limit", "lots"), 2, "memory_limit is 'lots'"),
         (("run",), 2, "holds no model"),
         (("show",), 2, "holds no model"),

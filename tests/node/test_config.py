@@ -58,10 +58,12 @@ def test_a_named_file_replaces_the_usual_ones(tmp_path: Path, monkeypatch: pytes
         ({"log_level": "loud"}, r"log_level is 'loud'"),
         ({"log_format": "xml"}, r"log_format is 'xml'"),
         ({"host": ""}, r"host is ''"),
-        ({"host": "0.0.0.0"}, r"host is '0.0.0.0': only a loopback address is allowed. .* next version"),
-        ({"host": "::"}, r"host is '::'"),
-        ({"host": "10.0.0.2"}, r"host is '10.0.0.2'"),
-        ({"host": "example.org"}, r"host is 'example.org'"),
+        ({"host": "0.0.0.0"}, r"host is 0.0.0.0, which nobody can call: say advertise"),
+        ({"host": "::"}, r"host is ::, which nobody can call"),
+        ({"host": "10.0.0.2", "plaintext": True}, r"plaintext is for loopback only, and host is 10.0.0.2"),
+        ({"hold": ""}, r"hold is empty"),
+        ({"join": "a:1 " * 65}, r"join is "),
+        ({"expert_streams_max": 0}, r"expert_streams_max is 0"),
         ({"model": "a" * 65}, r"model is"),
     ],
 )
@@ -94,7 +96,16 @@ def test_a_file_that_is_not_there_is_an_error() -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.1", "::1"])
 def test_every_way_to_say_loopback_is_taken(host: str) -> None:
-    assert config.load({"host": host}).host == host
+    assert config.load({"host": host, "plaintext": True}).host == host
+
+
+def test_lists_are_words_in_the_environment_and_lists_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOAL_JOIN", "a:1 b:2#PEER")
+    (tmp_path / "shoal.toml").write_text('hold = ["trunk:*", "experts:*/0,4"]\n')
+    settings = config.load({"host": "0.0.0.0", "advertise": "here:7645"})
+    assert (settings.join, settings.hold) == (("a:1", "b:2#PEER"), ("trunk:*", "experts:*/0,4"))
 
 
 def test_a_misspelt_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

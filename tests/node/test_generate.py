@@ -129,8 +129,6 @@ def test_beyond_recompute_at_everything_is_fed_again_once() -> None:
 
 
 def test_a_gap_is_fed_again_and_the_client_sees_nothing() -> None:
-    at = door(ToyWorker())
-
     class Forgetful(ToyWorker):
         def step(self, step):
             if len(self.steps) == 2:
@@ -138,8 +136,7 @@ def test_a_gap_is_fed_again_and_the_client_sees_nothing() -> None:
             return super().step(step)
 
     forgetful = Forgetful()
-    at.worker = forgetful
-    assert ids(run(at, by_ids(5, 6, max_tokens=4))) == answer([5, 6], 4)
+    assert ids(run(door(forgetful), by_ids(5, 6, max_tokens=4))) == answer([5, 6], 4)
     assert [step.start for step in forgetful.steps] == [0, 2, 3, 1, 4]
 
 

@@ -12,6 +12,7 @@ from toy_node import manifest
 
 from node import model
 from node.config import Config
+from node.holding import whole
 from protos import units
 from protos.errors import InvalidManifest, InvalidRequest
 from protos.ids import UnitHash
@@ -24,8 +25,11 @@ MIB = 1 << 20
 TOY = replace(manifest(), units=tuple(UnitEntry(unit.name, UnitHash("ab" * 32), MIB, ()) for unit in manifest().units))
 
 
+WEIGHTS = TOY.size(whole(TOY).units(TOY))
+
+
 def test_weights_are_all_units_but_text() -> None:
-    assert model.weights_bytes(TOY) == 8 * MIB
+    assert WEIGHTS == 8 * MIB
 
 
 @pytest.mark.parametrize(
@@ -40,7 +44,7 @@ def test_weights_are_all_units_but_text() -> None:
 )
 def test_a_limit_below_what_is_needed_names_both(settings: dict[str, int], says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
-        model.kv_bytes_max(Config(**settings), TOY)
+        model.kv_bytes_max(Config(**settings), TOY, WEIGHTS)
 
 
 @pytest.mark.parametrize(
@@ -52,11 +56,11 @@ def test_a_limit_below_what_is_needed_names_both(settings: dict[str, int], says:
     ],
 )
 def test_kv_gets_what_was_said_or_what_is_left(settings: dict[str, int], kv_bytes_max: int) -> None:
-    assert model.kv_bytes_max(Config(**settings), TOY) == kv_bytes_max
+    assert model.kv_bytes_max(Config(**settings), TOY, WEIGHTS) == kv_bytes_max
 
 
 def test_without_any_limit_kv_gets_a_share_of_the_free_memory() -> None:
-    assert 0 < model.kv_bytes_max(Config(), TOY) < psutil.virtual_memory().total / 2
+    assert 0 < model.kv_bytes_max(Config(), TOY, WEIGHTS) < psutil.virtual_memory().total / 2
 
 
 def test_a_device_that_is_not_there_is_refused_by_its_name() -> None:

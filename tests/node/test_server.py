@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from toy_node import answer, by_ids, text_files
-from toy_server import Node
+from toy_server import Node, raw
 
 from node.client import Client
 from protos.errors import InvalidRequest, Overloaded, PeerLost, PortInUse, ShuttingDown
@@ -18,7 +18,6 @@ from protos.inference_pb2_grpc import InferenceStub
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-from node.server import REFUSAL_THREADS, SPARE_CALLS_MAX
 from protos import inference_pb2 as pb
 from protos.limits import INFERENCE_MESSAGE_BYTES_MAX
 
@@ -69,21 +68,21 @@ def test_info_says_what_a_model_cannot_take() -> None:
         assert (client.info().has_tokenizer, client.info().has_chat_template) == (False, False)
 
 
-def test_a_request_of_the_largest_size_is_read_and_one_byte_more_is_refused_before_it_is_parsed(node: Node) -> None:
+def test_a_request_of_the_largest_size_is_read_and_one_byte_more_is_refused(node: Node) -> None:
     message = by_ids(5)
     message.model = "x" * (INFERENCE_MESSAGE_BYTES_MAX - message.ByteSize() - 5)
     assert message.ByteSize() == INFERENCE_MESSAGE_BYTES_MAX
-    options = [("grpc.max_send_message_length", -1)]
-    with grpc.insecure_channel(node.address, options) as channel, Client(node.address) as client:
+    with Client(node.address) as client:
         with pytest.raises(InvalidRequest, match="model has a length of"):
             list(client.generate(message))
         message.model += "x"
         with pytest.raises(InvalidRequest, match=f"{INFERENCE_MESSAGE_BYTES_MAX + 1} bytes; at most"):
             list(client.generate(message))
-        call = InferenceStub(channel).Generate(message)
+        channel, metadata = raw(client)
+        call = InferenceStub(channel).Generate(message, metadata=metadata)
         with pytest.raises(grpc.RpcError):
             list(call)
-        assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert ("shoal-code", "frame_too_large") in call.trailing_metadata()
         assert ids(client.generate(by_ids(5, max_tokens=2))) == answer([5], 2)
 
 
@@ -96,8 +95,9 @@ def test_a_refusal_that_repeats_a_long_foreign_text_arrives(node: Node) -> None:
 def test_a_refusal_is_a_status_with_its_code(node: Node) -> None:
     with Client(node.address) as client, pytest.raises(InvalidRequest, match="vocabulary"):
         list(client.generate(by_ids(9999)))
-    with grpc.insecure_channel(node.address) as channel:
-        call = InferenceStub(channel).Generate(by_ids(9999))
+    with Client(node.address) as client:
+        channel, metadata = raw(client)
+        call = InferenceStub(channel).Generate(by_ids(9999), metadata=metadata)
         with pytest.raises(grpc.RpcError):
             list(call)
         assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -149,8 +149,8 @@ def test_a_queue_full_of_waiting_answers_does_not_starve_info() -> None:
         client = stack.enter_context(Client(node.address))
         first = client.generate(by_ids(5, max_tokens=1))
         next(first)
-        stub = InferenceStub(stack.enter_context(grpc.insecure_channel(node.address)))
-        waiting = [stub.Generate(by_ids(5, max_tokens=1)) for _ in range(8)]
+        channel, metadata = raw(client)
+        waiting = [InferenceStub(channel).Generate(by_ids(5, max_tokens=1), metadata=metadata) for _ in range(8)]
         eventually(lambda: len(node.door._answers) == 9)
         assert client.info().sessions_running == 1
         for call in waiting:
@@ -205,11 +205,18 @@ def test_many_clients_at_once_get_their_own_answers_and_no_thread_stays() -> Non
 
 
 def test_a_client_that_stops_reading_loses_its_answer_and_holds_no_thread() -> None:
-    window = [("grpc.http2.bdp_probe", 0)]  # or the client would take in megabytes unread
-    with Node(context=60_000, client_wait_s=0.2) as node, grpc.insecure_channel(node.address, window) as channel:
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.ssl_target_name_override", "shoal")]  # or it would take in megabytes
+    with (
+        Node(context=60_000, client_wait_s=0.2) as node,
+        Client(node.address) as client,
+        contextlib.ExitStack() as stack,
+    ):
+        _, metadata = raw(client)
+        credentials = grpc.ssl_channel_credentials(node.certificate.pem)
+        channel = stack.enter_context(grpc.secure_channel(node.address, credentials, options))
         message = by_ids(5, max_tokens=50_000)
         message.ignore_eos = True
-        call = InferenceStub(channel).Generate(message)
+        call = InferenceStub(channel).Generate(message, metadata=metadata)
         next(call)
         eventually(lambda: node.door.gate.running == 1)
         eventually(lambda: node.door.gate.running == 0)
@@ -219,10 +226,13 @@ def test_a_client_that_stops_reading_loses_its_answer_and_holds_no_thread() -> N
 
 
 def test_more_calls_than_a_server_takes_are_refused_at_once() -> None:
-    with Node(sessions_max=1, queue_max=0) as node, grpc.insecure_channel(node.address) as channel:
+    limits = {"sessions_max": 1, "queue_max": 0, "step_streams_max": 2, "expert_streams_max": 1}
+    with Node(**limits) as node, Client(node.address) as client:
+        channel, metadata = raw(client)
         node.worker.counting.clear()
         stub = InferenceStub(channel)
-        calls = [stub.Info.future(pb.InfoRequest()) for _ in range(1 + REFUSAL_THREADS + SPARE_CALLS_MAX + 10)]
+        count = node.pools.calls_max + 10
+        calls = [stub.Info.future(pb.InfoRequest(), metadata=metadata) for _ in range(count)]
         eventually(lambda: sum(call.done() for call in calls) == 10)
         assert {call.code() for call in calls if call.done()} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         node.worker.counting.set()

@@ -70,6 +70,15 @@ def test_spread_over_four_with_two_replicas_is_the_documented_form() -> None:
     assert dealt[3].hold == ("trunk:*", "experts:*/0%4", "experts:*/1%4")
 
 
+def test_only_the_first_nodes_hold_a_trunk_if_so_many_are_said() -> None:
+    dealt = places(Topology(3, replicas=2, trunks=1), layers=30, grain=1)
+    assert [place.hold for place in dealt] == [
+        ("trunk:*", "experts:*/1%3", "experts:*/2%3"),
+        ("experts:*/2%3", "experts:*/0%3"),
+        ("experts:*/0%3", "experts:*/1%3"),
+    ]
+
+
 def test_spans_hold_their_own_experts_unless_these_are_spread() -> None:
     assert [place.hold for place in places(choose(2, None, 2, None, 1), 30, 4)] == [("span:0-15",), ("span:16-29",)]
     assert places(choose(2, "spread", 2, 1, 1), 30, 1)[0].hold == ("trunk:0-14", "experts:*/1%2")
@@ -87,6 +96,8 @@ def test_replicas_are_two_where_there_is_room(nodes: int, spans: int, replicas: 
     [
         (Topology(0), "-n is 0"),
         (Topology(NODES_MAX + 1), "-n is 65"),
+        (Topology(4, trunks=0), "0 of 4 nodes hold a trunk"),
+        (Topology(4, spans=3, trunks=2), "it must be 3 to 4"),
         (Topology(4, zones=5), "--zones is 5"),
         (Topology(4, zones=0), "--zones is 0"),
         (Topology(4, spans=5), "allow 1 to 4"),

@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from coordinator.admission import Admission
+from coordinator.view import Record, View
 from node.config import Config
 from node.gate import Gate
 from node.generate import Door
+from node.identity import Identity
+from node.link import Links
+from node.stage_host import StageHost
 from node.text import Text
 from protos import inference_pb2 as pb
 from protos import units
 from protos.errors import ShoalError, UnknownSession
 from protos.ids import PeerId, UnitHash
 from protos.manifest import Manifest, UnitEntry
+from protos.stage_pb2 import Peer
 from shard.stage import StepResult
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from protos.epoch import Epoch
     from protos.ids import SessionId
     from shard.batch import Step
@@ -136,9 +143,42 @@ class ToyWorker:
 
     def close(self, session: SessionId, epoch: Epoch) -> Future[None]:
         self.open_sessions.pop(session, None)
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
+        return _done(None)
+
+    def raise_epoch(self, session: SessionId, expected: Epoch, epoch: Epoch) -> Future[None]:
+        return _done(None)
+
+    def truncate(self, session: SessionId, position: int) -> Future[None]:
+        return _done(None)
+
+    def call(self, run: Callable[[Any], Any]) -> Future[Any]:
+        return _done(0)
+
+
+def _done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+class Alone:
+    """What a node that holds everything knows of its peers: itself."""
+
+    me = PeerId("toy")
+    address = "127.0.0.1:7645"
+
+    def __init__(self, layers: int) -> None:
+        experts = dict.fromkeys(range(layers), 3)
+        self._record = Record(self.address, "", range(layers), embed=True, head=True, text=True, experts=experts)
+
+    def view(self, _: object) -> View:
+        return View({self.me: self._record})
+
+    def failed(self, peer: PeerId, error: ShoalError) -> None:
+        raise AssertionError(f"peer {peer} failed: {error}")
+
+    def heard(self, peer: PeerId) -> None:
+        raise AssertionError(f"peer {peer} was heard of")
 
 
 def door(
@@ -152,7 +192,10 @@ def door(
     config = Config(**settings)  # type: ignore[arg-type]
     gate = Gate(Admission(config.sessions_max, config.queue_max, config.queue_wait_s))
     text = Text(text_files() if files is None else files)
-    return Door(PeerId("toy"), manifest(recompute_at=recompute_at, context=context), text, worker, gate, config)
+    model = manifest(recompute_at=recompute_at, context=context)
+    links = Links(Identity.create(), plaintext=True)
+    host = StageHost(Peer(peer_id=Alone.me, address=Alone.address), model, worker, range(model.layers), links)
+    return Door(Alone(model.layers), model, text, host, links, gate, config)
 
 
 def by_ids(*ids: int, **sampling: object) -> pb.GenerateRequest:

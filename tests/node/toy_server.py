@@ -1,16 +1,30 @@
-"""A toy node that listens: trio in a thread of its own, gRPC on loopback."""
+"""A toy node that listens: trio in a thread of its own, gRPC with TLS and Hello on loopback."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import time
+from typing import TYPE_CHECKING
 
 import trio
 from toy_node import ToyWorker, door
 
 from node.bridge import Portal, in_thread
-from node.server import Server
+from node.certificate import Certificate
+from node.hello import Callers
+from node.identity import Identity
+from node.inference_service import Clients, InferenceService
+from node.link import Lane
+from node.peers_service import PeersService
+from node.server import Pools, Server
+from protos import inference_pb2 as pb
 from protos.errors import ShuttingDown
+
+if TYPE_CHECKING:
+    import grpc
+
+    from node.client import Client
 
 
 class Node:
@@ -20,6 +34,7 @@ class Node:
         self.worker = ToyWorker()
         self.files = files
         self.settings = {"port": 0, **settings}
+        self.identity = Identity.create()
         self.address = ""
         self.error: BaseException | None = None
         self._up = threading.Event()
@@ -37,14 +52,27 @@ class Node:
         self._leave = trio.Event()
         async with trio.open_nursery() as nursery:
             self.door = door(self.worker, self.files, **self.settings)
+            certificate = self.certificate = Certificate.make(time.time())
+            callers = Callers(self.identity, certificate.sha256)
+            self.pools = Pools(self.door.config)
+            server = Server(self.door.config, self.pools, callers, certificate)
             portal = Portal(nursery, lambda: ShuttingDown("leaving"))
-            server = Server(self.door.config, self.door, portal, lambda: self.worker.kv_bytes)
+            inference = InferenceService(
+                self.door,
+                portal,
+                Clients(self.door.config.clients),
+                self.pools.clients,
+                lambda: self.worker.kv_bytes,
+                lambda: pb.PeersReply(peer_id=self.identity.peer),
+            )
+            server.start([inference, PeersService(callers, None)])  # type: ignore[arg-type]  (nobody exchanges records)
             self.address = f"127.0.0.1:{server.port}"
             self._up.set()
             await self._leave.wait()
             self.door.leave()
             await in_thread(lambda: server.stop(5.0))
             portal.close()
+            await in_thread(self.door.shutdown)
             nursery.cancel_scope.cancel()
 
     def leave(self) -> None:
@@ -61,3 +89,10 @@ class Node:
             self.leave()
         self._thread.join(20)
         assert not self._thread.is_alive()
+
+
+def raw(client: Client) -> tuple[grpc.Channel, tuple[tuple[str, str], ...]]:
+    """What a client's own checks would not let through: its channel, and the token that calls need."""
+    client.info()
+    assert client._link is not None
+    return client._link.channel(Lane.CLIENTS), client._link.metadata()

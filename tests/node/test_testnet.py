@@ -1,0 +1,411 @@
+"""Testnets: nodes that are started, ready and ended together, with toys in place of nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from toy_node import manifest
+from typer.testing import CliRunner
+
+from node import cli, presence, process, testnet, testnet_state
+from node.topology import Place
+from protos.errors import BrokenInvariant, DeadlineExceeded, InvalidRequest, PortInUse, ShoalError, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from click.testing import Result
+
+    from node.testnet_state import Member, Record
+
+TOY = Path(__file__).with_name("toy_testnet_node.py")
+DRIVER = f"""
+import sys
+sys.path.insert(0, {str(TOY.parent)!r})
+import test_testnet
+from node import cli, testnet
+testnet.command = test_testnet.toy_command
+cli.app(sys.argv[1:])
+"""
+
+
+def toy_command(options: testnet.Options, nodes: int):
+    def of(member: Member, seeds: Sequence[str]) -> list[str]:
+        port = member.address.rpartition(":")[2]
+        attached = ["--attached"] if options.attached else []
+        return [sys.executable, str(TOY), "--identity", member.key, "--port", port, *attached]
+
+    return of
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's folders with a store, and toys for nodes; whatever a test leaves running is ended."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("CONFIG", "DATA", "STATE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
+    monkeypatch.setenv("PYTHONPATH", f"{TOY.parent}{os.pathsep}{TOY.parents[2]}")
+    monkeypatch.setattr(presence, "folder", lambda: tmp_path / "runtime")
+    monkeypatch.setattr(testnet, "command", toy_command)
+    models = tmp_path / "data" / "shoal" / "models"
+    models.mkdir(parents=True)
+    (models / f"{manifest().model_id}.json").write_bytes(manifest().to_bytes())
+    yield tmp_path
+    for name in testnet_state.names():
+        record = testnet_state.load(name)
+        process.end([(member.pid, member.key) for member in record.members] if record else [], 0.0)
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            continue
+
+
+def shoal(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def up(*arguments: str) -> Record:
+    result = shoal("testnet", "up", "-n", "2", *arguments)
+    assert result.exit_code == 0, result.output
+    return known(testnet_state.choose(None) if "--name" not in arguments else arguments[-1])
+
+
+def known(name: str = "default") -> Record:
+    record = testnet_state.load(name)
+    assert record is not None
+    return record
+
+
+def states(record: Record) -> list[str]:
+    return [member.state for member in record.members]
+
+
+def logs_alone(folder: str) -> bool:
+    return {path.suffix for path in Path(folder).iterdir()} == {".log"}
+
+
+def test_up_shows_the_nodes_and_down_leaves_their_logs_alone() -> None:
+    result = shoal("testnet", "up", "-n", "2")
+    assert result.exit_code == 0, result.output
+    record = known()
+    assert record.ready
+    assert states(record) == ["running", "running"]
+    for member in record.members:
+        assert member.address in result.stdout
+        assert member.peer[:8] in result.stdout
+    assert f"logs: {record.folder}" in result.stderr
+    ended = shoal("testnet", "down")
+    assert (ended.exit_code, ended.stdout) == (0, f"{record.folder}\n")
+    assert "ended 2 nodes\n" in ended.stderr
+    assert states(record) == ["dead", "dead"]
+    assert logs_alone(record.folder)
+    assert [path.name for path in testnet_state.base().iterdir()] == ["default.1"]
+
+
+def test_down_again_has_nothing_to_do() -> None:
+    up()
+    shoal("testnet", "down")
+    again = shoal("testnet", "down")
+    assert (again.exit_code, again.stdout, again.stderr) == (0, "", "no testnet is up\n")
+
+
+def test_status_shows_who_is_alive_and_whom_they_see() -> None:
+    record = up()
+    assert shoal("testnet", "status").stdout.count("1 of 1") == 2
+    assert shoal("testnet", "kill", "2").exit_code == 0
+    said = json.loads(shoal("testnet", "status", "--json").stdout)
+    assert [node["state"] for node in said["nodes"]] == ["running", "dead"]
+    assert said["folder"] == record.folder
+    assert "dead" in shoal("testnet", "status").stdout
+
+
+def test_without_a_testnet_status_and_kill_say_how_to_start_one() -> None:
+    for arguments in (("status",), ("kill", "1")):
+        result = shoal("testnet", *arguments)
+        assert result.exit_code == 3
+        assert result.stderr == "error: no testnet is up; 'shoal testnet up' starts one\n"
+
+
+def test_a_frozen_node_goes_on_and_is_ended_like_the_others() -> None:
+    record = up()
+    shoal("testnet", "kill", "1", "--signal", "STOP")
+    until(lambda: states(record) == ["frozen", "running"])
+    shoal("testnet", "kill", "1", "--signal", "SIGCONT")
+    until(lambda: states(record) == ["running", "running"])
+    shoal("testnet", "kill", "1", "--signal", "stop")
+    assert "ended 2 nodes" in shoal("testnet", "down").stderr
+    assert states(record) == ["dead", "dead"]
+
+
+def until(holds, within_s: float = 10.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("kill", "2"), "node 2 is dead already"),
+        (("kill", "3"), "there is no node 3; testnet default has 1 to 2"),
+        (("kill", "0"), "there is no node 0"),
+        (("kill", "1", "--signal", "HUP"), "--signal is 'HUP'; it must be one of KILL, TERM, STOP, CONT"),
+        (("up", "-n", "2"), "testnet default is up already, with 1 of 2 nodes alive"),
+    ],
+)
+def test_what_cannot_be_done_to_a_testnet_is_refused(arguments: tuple[str, ...], says: str) -> None:
+    up()
+    shoal("testnet", "kill", "2")
+    until(lambda: known().members[1].state == "dead")
+    result = shoal("testnet", *arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("-n", "0"), "-n is 0"),
+        (("--spans", "9"), "--spans is 9"),
+        (("--experts", "some"), "'--experts'"),
+        (("--name", "../x"), "--name is '../x'"),
+        (("--model", "beef"), "begins with beef"),
+        (("--store", "nowhere"), "does not exist"),
+    ],
+)
+def test_what_cannot_be_started_is_refused_before_anything_is(arguments: tuple[str, ...], says: str) -> None:
+    result = shoal("testnet", "up", *arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not testnet_state.base().exists() or list(testnet_state.base().iterdir()) == []
+
+
+def test_two_testnets_have_names_and_addresses_of_their_own() -> None:
+    first, second = up(), up("--name", "other")
+    addresses = {member.address for record in (first, second) for member in record.members}
+    assert len(addresses) == 4
+    assert "no testnet" not in shoal("testnet", "status", "--name", "other").stderr
+    shoal("testnet", "down", "--name", "other")
+    assert states(first) == ["running", "running"]
+    assert shoal("testnet", "down").stdout == f"{first.folder}\n"
+
+
+def test_of_several_testnets_one_must_be_named() -> None:
+    for name in ("one", "two"):
+        up("--name", name)
+    result = shoal("testnet", "down")
+    assert result.exit_code == 2
+    assert "several testnets are up: one, two; say which with --name" in result.stderr
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(2, 2), (3, 3), (1, 1)])
+def test_a_node_that_ends_while_it_starts_takes_all_down_and_shows_its_log(
+    home: Path, monkeypatch: pytest.MonkeyPatch, code: int, exit_code: int
+) -> None:
+    ordered(monkeypatch, f"2 exit {code}")
+    result = shoal("testnet", "up", "-n", "3")
+    assert result.exit_code == exit_code
+    assert "error: nothing works here" in result.stderr
+    folder = testnet_state.base() / "default.1"
+    assert f"node 2 ended with exit code {code} before it was ready; its log is {folder}/node-2.log" in result.stderr
+    assert left_running(home) == []
+    assert sorted(path.name for path in testnet_state.base().iterdir()) == ["default.1"]
+    assert {path.name for path in folder.iterdir()} == {"deed", "node-1.log", "node-2.log", "node-3.log"}
+
+
+def ordered(monkeypatch: pytest.MonkeyPatch, deed: str) -> None:
+    plan = testnet.planned
+
+    def planned(folder: Path, places: Sequence[Place]) -> list[Member]:
+        (folder / "deed").write_text(deed)
+        return plan(folder, places)
+
+    monkeypatch.setattr(testnet, "planned", planned)
+
+
+def left_running(home: Path) -> list[int]:
+    found = []
+    for each in psutil.process_iter():
+        with suppress(psutil.Error):
+            if str(TOY) in each.cmdline() and any(str(home) in word for word in each.cmdline()):
+                found.append(each.pid)
+    return found
+
+
+def test_nodes_that_never_see_each_other_are_given_up_and_ended(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ordered(monkeypatch, "2 deaf")
+    net = testnet.Testnet(testnet.planned(tmp_path, [Place(("all",), "a")] * 2), toy_command(OPTIONS, 2))
+    try:
+        net.start()
+        with pytest.raises(DeadlineExceeded, match=r"get to know each other: 1 of 2 after 0\.5 s"):
+            net.wait_ready(lambda *_: None, meet_s=0.5)
+    finally:
+        net.end()
+    assert left_running(home) == []
+
+
+OPTIONS = testnet.Options(Path("store"), "model")
+
+
+def test_progress_counts_nodes_and_then_their_acquaintances(tmp_path: Path) -> None:
+    net = testnet.Testnet(testnet.planned(tmp_path, [Place(("all",), "a")] * 2), toy_command(OPTIONS, 2))
+    seen: list[tuple[str, int, int]] = []
+    try:
+        net.start()
+        net.wait_ready(lambda what, done, total: seen.append((what, done, total)))
+    finally:
+        net.end()
+    assert seen[0] == ("starting nodes", 0, 2)
+    assert ("starting nodes", 2, 2) in seen
+    assert seen[-1] == ("nodes get to know each other", 2, 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_up_that_is_interrupted_leaves_nothing(home: Path, number: signal.Signals) -> None:
+    (home / "data" / "shoal" / "deeds").mkdir()
+    driver = DRIVER.replace("cli.app", "test_testnet.deafen(); cli.app")
+    command = [sys.executable, "-c", driver, "testnet", "up", "-n", "2"]
+    starting = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: len(left_running(home)) == 2, 30)
+    starting.send_signal(number)
+    _, said = starting.communicate(timeout=30)
+    assert starting.returncode == 130
+    assert "interrupted; nothing is left running" in said
+    assert "Traceback" not in said
+    assert left_running(home) == []
+    assert testnet_state.names() == []
+
+
+def deafen() -> None:
+    """In the driver: nodes that never get to know each other, so that the start lasts."""
+    with pytest.MonkeyPatch.context() as patched:
+        ordered(patched, "2 deaf")
+        deaf = testnet.planned
+    testnet.planned = deaf
+
+
+def test_an_up_that_was_killed_is_ended_by_down(home: Path) -> None:
+    driver = DRIVER.replace("cli.app", "test_testnet.deafen(); cli.app")
+    command = [sys.executable, "-c", driver, "testnet", "up", "-n", "2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as starting:
+        until(lambda: (record := testnet_state.load("default")) is not None and len(record.members) == 2, 30)
+        assert "is being started" in shoal("testnet", "up", "-n", "2").stderr or left_running(home)
+        starting.kill()
+    assert len(left_running(home)) == 2
+    assert shoal("testnet", "down").exit_code == 0
+    assert left_running(home) == []
+
+
+def test_what_a_restart_of_the_machine_left_is_swept(home: Path) -> None:
+    record = up()
+    process.end([(member.pid, member.key) for member in record.members], 5.0)
+    assert shoal("testnet", "status").stdout.count("dead") == 2
+    again = up()
+    assert again.folder != record.folder
+    assert logs_alone(record.folder)
+
+
+def test_a_pid_that_another_process_has_now_is_left_alone() -> None:
+    assert process.state(os.getpid(), "/no/such/key") == "dead"
+    assert not process.send(os.getpid(), "/no/such/key", signal.SIGKILL)
+    assert process.end([(os.getpid(), "/no/such/key")], 1.0) == 0
+
+
+def test_a_process_that_does_not_end_is_killed() -> None:
+    stubborn = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); signal.pause()"
+    with subprocess.Popen([sys.executable, "-c", stubborn, "a-mark"], stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        assert process.end([(running.pid, "a-mark")], 0.1) == 1
+        assert running.wait(10) == -signal.SIGKILL
+
+
+def test_state_that_is_none_of_ours_is_refused() -> None:
+    testnet_state.base().mkdir(parents=True)
+    for text in ("{}", "[]", "none", '{"members": [{}]}'):
+        (testnet_state.base() / "default.json").write_text(text)
+        with pytest.raises(InvalidRequest, match="is no testnet's state"):
+            testnet_state.load("default")
+
+
+def test_a_testnet_that_another_command_starts_is_left_alone() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as other:
+        record = testnet_state.claim("default", "m")
+        record.starter = other.pid
+        testnet_state.save(record)
+        with pytest.raises(Unavailable, match=f"is being started by process {other.pid}"):
+            testnet_state.claim("default", "m")
+        other.kill()
+    assert testnet_state.claim("default", "m").folder.endswith("default.2")
+
+
+def test_folders_of_earlier_testnets_are_bounded() -> None:
+    for _ in range(testnet_state.FOLDERS_KEPT_MAX + 3):
+        record = testnet_state.claim("default", "m")
+        (Path(record.folder) / "node-1.log").write_text("")
+        testnet_state.forget(record)
+    kept = sorted(int(path.name.removeprefix("default.")) for path in testnet_state.base().iterdir())
+    assert kept == list(range(4, 4 + testnet_state.FOLDERS_KEPT_MAX))
+
+
+def test_a_claim_is_never_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testnet_state, "_sweep", lambda name: None)
+    testnet_state.claim("default", "m")
+    with pytest.raises(InvalidRequest, match="is being started elsewhere"):
+        testnet_state.claim("default", "m")
+
+
+def test_addresses_are_free_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    first = testnet.free_ports(1)[0]
+    with socket.create_server(("127.0.0.1", first)):
+        assert first not in testnet.free_ports(3)
+    monkeypatch.setattr(testnet, "_PORTS_TRIED_MAX", 2)
+    with pytest.raises(PortInUse, match="3 ports are needed"):
+        testnet.free_ports(3)
+
+
+def test_a_node_is_told_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    members = testnet.planned(tmp_path, [Place(("trunk:*", "experts:*/1%2"), "zone-1")] * 2)
+    command = testnet.command(testnet.Options(Path("/store"), "abc", attached=True), 2)
+    words = command(members[0], [members[1].where])
+    flags = {words[at]: words[at + 1] for at in range(4, len(words) - 1, 2) if words[at] != "--hold"}
+    assert words[:4] == [sys.executable, "-m", "node.cli", "run"]
+    assert words[-1] == "--attached"
+    assert [words[at + 1] for at, word in enumerate(words) if word == "--hold"] == ["trunk:*", "experts:*/1%2"]
+    assert flags["--join"] == f"{members[1].address}#{members[1].peer}"
+    assert (flags["--identity"], flags["--store"], flags["--model"]) == (members[0].key, "/store", "abc")
+    assert f"{flags['--host']}:{flags['--port']}" == flags["--advertise"] == members[0].address
+    assert int(flags["--threads"]) >= 1
+    assert int(flags["--kv-limit"]) >= 64 << 20
+
+
+def test_the_end_of_a_log_is_short(tmp_path: Path) -> None:
+    member = testnet.planned(tmp_path, [Place(("all",), "a")])[0]
+    assert testnet.log_end(member) == []
+    Path(member.log).write_text("\n".join(f"line {n}" for n in range(100)))
+    assert testnet.log_end(member) == [f"line {n}" for n in range(92, 100)]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(0, Unavailable), (1, BrokenInvariant), (2, InvalidRequest), (-9, Unavailable)]
+)
+def test_an_exit_code_means_a_family_of_errors(tmp_path: Path, code: int, kind: type[ShoalError]) -> None:
+    member = testnet.planned(tmp_path, [Place(("all",), "a")])[0]
+    assert isinstance(testnet._ended(member, code), kind)

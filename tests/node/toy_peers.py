@@ -1,0 +1,113 @@
+"""Nodes that only know each other: TLS, Hello and records over real gRPC on loopback, without a model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import grpc
+import trio
+
+from coordinator.health import PeerHealth
+from node.certificate import Certificate
+from node.hello import Authentication, Callers
+from node.identity import Identity
+from node.link import SERVER_OPTIONS, Links, server_credentials
+from node.peers import About, Peers
+from node.peers_service import PeersService
+from node.record import Held
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from node.hello import Caller
+
+MODEL = "a" * 64
+
+
+class PeerNode:
+    """Listens from construction on.  `run` is a context in which it exchanges records, in a thread of its own."""
+
+    def __init__(
+        self,
+        join: Sequence[str] = (),
+        *,
+        identity: Identity | None = None,
+        port: int = 0,
+        certificate: Certificate | None = None,
+        plaintext: bool = False,
+        permit: bool = False,
+        held: Sequence[Held] = (Held(MODEL, span=range(2), embed=True, head=True, experts={0: 5, 1: 5}),),
+    ) -> None:
+        self.identity = identity or Identity.create()
+        self.peer = self.identity.peer
+        self.certificate = None if plaintext else certificate or Certificate.make(time.time())
+        self.sha256 = self.certificate.sha256 if self.certificate else None
+        self.callers = Callers(self.identity, self.sha256)
+        self.pool = ThreadPoolExecutor(4)
+        self.server = grpc.server(
+            self.pool, options=SERVER_OPTIONS, interceptors=[Authentication(self.callers, permit=self._permit)]
+        )
+        self.port = self._bind(f"127.0.0.1:{port}")
+        self.address = f"127.0.0.1:{self.port}"
+        self.links = Links(self.identity, plaintext=plaintext, timeout_s=5.0)
+        about = About(self.address, self.sha256, zone="here")
+        self.peers = Peers(self.identity, self.links, PeerHealth(), about, join=join, period_s=0.05)
+        self.peers.publish(held)
+        self._permits = permit
+        PeersService(self.callers, self.peers).add_to(self.server)
+        self.server.start()
+        self._thread: threading.Thread | None = None
+
+    def _permit(self, caller: Caller, method: str) -> None:
+        if self._permits:
+            self.peers.permit(caller, method)
+
+    def _bind(self, address: str) -> int:
+        if self.certificate is None:
+            return self.server.add_insecure_port(address)
+        return self.server.add_secure_port(address, server_credentials(self.certificate))
+
+    def start(self) -> PeerNode:
+        """Begins to exchange records."""
+        started = threading.Event()
+
+        async def main() -> None:
+            self._token = trio.lowlevel.current_trio_token()
+            with trio.CancelScope() as self._scope:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self.peers.run)
+                    started.set()
+
+        self._thread = threading.Thread(target=trio.run, args=(main,))
+        self._thread.start()
+        assert started.wait(20)
+        return self
+
+    def stop(self) -> None:
+        """As a killed process: nothing is said to anybody.  May be repeated."""
+        if self._thread is not None:
+            self._token.run_sync_soon(self._scope.cancel)
+            self._thread.join(20)
+            self._thread = None
+        self.links.close()
+        self.server.stop(None).wait(20)
+        self.pool.shutdown(wait=True)
+
+    def __enter__(self) -> PeerNode:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def eventually(holds) -> None:
+    """Waits for what another thread does, without a clock of our own deciding how fast it must be."""
+    waiting = threading.Event()
+    for _ in range(4000):
+        if holds():
+            return
+        waiting.wait(0.005)
+    raise AssertionError("it never came to hold")
