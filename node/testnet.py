@@ -183,9 +183,7 @@ def free_ports(count: int) -> list[int]:
             probe.bind(("127.0.0.1", port))
             found.append(port)
     if len(found) < count:
-        raise PortInUse(
-            f"{count} free ports are needed from {FIRST_PORT} on, and there are {len(found)}; end something"
-        )
+        raise PortInUse(f"{count} ports are needed, of those from {FIRST_PORT} on {len(found)} are free; end something")
     return found
 
 

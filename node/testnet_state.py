@@ -82,9 +82,7 @@ def claim(name: str, model: str) -> Record:
         descriptor = os.open(_file(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         folder.rmdir()
-        raise InvalidRequest(
-            f"testnet {name} is being started by another command; give this one another --name"
-        ) from None
+        raise InvalidRequest(f"testnet {name} is being started elsewhere; give this one another --name") from None
     os.close(descriptor)
     save(record)
     return record

@@ -340,6 +340,7 @@ def test_state_that_is_none_of_ours_is_refused() -> None:
         (testnet_state.base() / "default.json").write_text(text)
         with pytest.raises(InvalidRequest, match="is no testnet's state"):
             testnet_state.load("default")
+    (testnet_state.base() / "default.json").unlink()
 
 
 def test_a_testnet_that_another_command_starts_is_left_alone() -> None:
