@@ -7,7 +7,7 @@ of ours stays within the frame's limit, either way.
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -18,7 +18,11 @@ from protos.errors import FrameTooLarge, InvalidFrame, InvalidRequest, NonFinite
 from protos.limits import FRAME_BYTES_MAX, FRAME_HEADER_BYTES_MAX, PAIRS_MAX
 from shard.experts import Part
 
-_BITS: Final = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(np.int16)}
+_BITS: Final[dict[str, np.dtype[Any]]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.int16),
+}
 _BFLOAT16_EXPONENT: Final = np.int16(0x7F80)
 
 if TYPE_CHECKING:

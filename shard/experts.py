@@ -75,9 +75,7 @@ class Pairs:
         self.shape = tuple(index.shape)
         chosen = index.flatten().cpu().numpy()
         ones: list[int] = chosen.tolist() if self.shape[0] == 1 else []
-        self._in_order = bool(ones) and len(set(ones)) == len(
-            ones
-        )  # decoding alone: each pair has an expert of its own
+        self._in_order = bool(ones) and len(set(ones)) == len(ones)  # decoding alone
         if self._in_order:
             self.experts = ones
             self._counts = [1] * len(ones)
