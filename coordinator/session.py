@@ -366,7 +366,7 @@ class Session:
         self._avoid |= peers
         if isinstance(error, RemoteError):
             self._at_fault |= peers
-        self._lost = error
+        self._lost = self._lost or error  # what broke the answer, not what else was found gone while it was mended
         self.state = State.PLANNING
         self.deadline = now + self._step_deadline_s
         told = Tell(error.code, f"{error.message}; looking for another way", min(peers))
