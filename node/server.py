@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
@@ -19,7 +20,7 @@ from node.link import SERVER_OPTIONS, server_credentials
 from protos.errors import PortInUse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from node.certificate import Certificate
     from node.config import Config
@@ -72,10 +73,11 @@ class Server:
     ) -> None:
         """Raises PortInUse.  Without a certificate the wire is plaintext."""
         self._pools = pools
+        self._streams = _PeerStreams()
         self._server = grpc.server(
             pools.control,
             options=SERVER_OPTIONS,
-            interceptors=[Authentication(callers, permit=permit)],
+            interceptors=[Authentication(callers, permit=permit), self._streams],
             maximum_concurrent_rpcs=pools.calls_max,
         )
         self.port = _bind(self._server, config, certificate)
@@ -88,11 +90,69 @@ class Server:
         self._started = True
 
     def stop(self, grace_s: float) -> None:
-        """Blocks until every call has ended, `grace_s` seconds at most; then cancels them."""
+        """Blocks until every call has ended, `grace_s` seconds at most; then cancels them.
+
+        Other nodes' streams, which no call's end would end, are cut at once: so their nodes look elsewhere now.
+        """
         if not self._started:  # grpc would wait for ever for a server that never ran
             self._server.start()
-        self._server.stop(grace_s).wait()
+        stopped = self._server.stop(grace_s)
+        self._streams.cut()
+        stopped.wait()
         self._pools.shutdown()
+
+
+class _PeerStreams(grpc.ServerInterceptor):
+    """Knows the streams in both directions that are open: only nodes have such, and they last as long as the node."""
+
+    def __init__(self) -> None:
+        self._open: set[grpc.ServicerContext] = set()
+        self._lock = threading.Lock()
+        self._leaving = False
+
+    def cut(self) -> None:
+        with self._lock:
+            self._leaving = True
+            streams = list(self._open)
+        for context in streams:
+            context.cancel()
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = continuation(details)
+        if handler is None or handler.stream_stream is None:
+            return handler
+        return grpc.stream_stream_rpc_method_handler(
+            _Counted(self, handler.stream_stream), handler.request_deserializer, handler.response_serializer
+        )
+
+    def add(self, context: grpc.ServicerContext) -> None:
+        with self._lock:
+            self._open.add(context)
+            leaving = self._leaving
+        if leaving or not context.add_callback(lambda: self._forget(context)):
+            self._forget(context)
+            context.cancel()
+
+    def _forget(self, context: grpc.ServicerContext) -> None:
+        with self._lock:
+            self._open.discard(context)
+
+
+class _Counted:
+    """A stream's handler that tells of it first; it keeps the handler's thread pool, by the attribute of grpc's."""
+
+    def __init__(self, streams: _PeerStreams, handle: Callable[..., Iterator[Any]]) -> None:
+        self._streams = streams
+        self._handle = handle
+        self.experimental_thread_pool = getattr(handle, "experimental_thread_pool", None)
+
+    def __call__(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        self._streams.add(context)
+        return self._handle(requests, context)
 
 
 def _bind(server: grpc.Server, config: Config, certificate: Certificate | None) -> int:
