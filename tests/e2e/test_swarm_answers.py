@@ -113,8 +113,11 @@ def _assert_everybody_worked(
             if peer in now
         )
 
+    experts = running.oracle.manifest.experts
     for node in swarm.nodes:
-        assert gained("pairs", node.peer) + gained("steps", node.peer) > 0, f"node {node.number} did nothing"
+        # The work of a layer without experts is not counted: who has only such layers cannot be seen here.
+        if not (running.name == "four spans" and experts[node.number] == 0):
+            assert gained("pairs", node.peer) + gained("steps", node.peer) > 0, f"node {node.number} did nothing"
     if "four" in running.name and "experts" in running.name:
         remote = sum(gained("pairs", node.peer) for node in swarm.nodes[1:])
         share = remote / sum(gained("pairs", node.peer) for node in swarm.nodes)
