@@ -120,7 +120,7 @@ class ExpertStreams:
             partial(self._put, lane),
             partial(self._ended, lane, address),
             queue_max=QUEUE_MAX,
-            name=f"peer {peer[:8]} at {address}",
+            name=f"{address} (peer {peer[:8]})",
         )
 
     def is_free(self, peer: PeerId, now: float) -> bool:

@@ -18,13 +18,6 @@ from protos.errors import FrameTooLarge, InvalidFrame, InvalidRequest, NonFinite
 from protos.limits import FRAME_BYTES_MAX, FRAME_HEADER_BYTES_MAX, PAIRS_MAX
 from shard.experts import Part
 
-_BITS: Final[dict[str, np.dtype[Any]]] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(np.int16),
-}
-_BFLOAT16_EXPONENT: Final = np.int16(0x7F80)
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -33,10 +26,16 @@ if TYPE_CHECKING:
     from protos.manifest import Manifest
     from shard.experts import ExpertBank, Pairs
 
+_BITS: Final[dict[str, np.dtype[Any]]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(np.int16),
+}
+_BFLOAT16_EXPONENT: Final = np.int16(0x7F80)
+
 
 def raw(rows: torch.Tensor) -> npt.NDArray[np.generic]:
-    """The bits of rows [n, H], from whatever device; on a CPU they are not copied.  bfloat16, which numpy has not, is
-    as int16, since nobody computes with these."""
+    """The bits of rows [n, H], from whatever device; on a CPU they are not copied.  bfloat16 comes as int16."""
     bits = rows.view(torch.int16) if rows.dtype is torch.bfloat16 else rows
     array: npt.NDArray[np.generic] = np.ascontiguousarray((bits if bits.is_cpu else bits.cpu()).numpy())
     return array
@@ -45,7 +44,8 @@ def raw(rows: torch.Tensor) -> npt.NDArray[np.generic]:
 def _is_finite(rows: npt.NDArray[np.generic]) -> bool:
     """Of bits as `raw` gives them: an exponent of ones is NaN or infinity."""
     if rows.dtype == np.int16:
-        return not bool(((rows & _BFLOAT16_EXPONENT) == _BFLOAT16_EXPONENT).any())
+        exponents = np.bitwise_and(rows.view(np.int16), _BFLOAT16_EXPONENT)
+        return not bool((exponents == _BFLOAT16_EXPONENT).any())
     return bool(np.isfinite(rows).all())
 
 
