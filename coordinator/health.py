@@ -120,9 +120,7 @@ class PeerHealth:
             entry.latencies[bucket] = _Latency(latency_s, latency_s * _FIRST_DEVIATION)
         else:
             known.add(latency_s)
-        if entry.failure is None:
-            entry.misses = 0
-        elif entry.failure is not _Failure.FAULTY or now >= entry.open_until:
+        if entry.failure is not _Failure.FAULTY or now >= entry.open_until:
             self._close(entry)
 
     def failed(self, peer: PeerId, error: ShoalError, now: float) -> bool:

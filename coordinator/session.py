@@ -10,8 +10,11 @@ Laws, in the order in which a token meets them:
 - Rewind law: what every stage still holds need not be computed again, and at least the last token must be fed:
   p = min(len(log) - 1, positions held by all).
 - A peer that fails is avoided from then on, the client is told, and another route is planned, whose epoch is higher.
-  Where none is left the answer waits, with growing gaps, until `repair_wait_s` is over: machines come back.  Experts
-  that nobody answers are waited for in the same way, on the same route.
+  Where none is left the answer waits, with growing gaps, until `repair_wait_s` is over: machines come back, also the
+  one that failed, unless it answered wrongly.  Experts that nobody answers are waited for in the same way, on the same
+  route.  What was lost is told to the client as it was told first.
+- An answer that no stage has room for at its beginning is refused at once; one that was under way waits.
+- Nobody is rerouted around a fence: a fenced door ends its session.
 - Position-dependent RoPE: KV computed while the log had at most `recompute_at` tokens is wrong for a longer log, so the
   first step beyond it starts at 0 (p = 0), as transformers' generate drops its cache there.
 """
@@ -28,12 +31,16 @@ from protos.errors import (
     ContextTooLong,
     DeadlineExceeded,
     ExpertsUnreachable,
+    Fenced,
     Gap,
     IllegalTransition,
     LocalError,
     Overloaded,
     RemoteError,
     ShoalError,
+    Unauthenticated,
+    UnknownSession,
+    WrongPeer,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +64,9 @@ REROUTES_MAX = 8
 # Between two looks for what is missing: at first, and at most.
 RETRY_S_MIN = 0.25
 RETRY_S_MAX = 4.0
+
+# Remote errors that a node gives which started again: it may well be used, from position 0.
+_STARTED_AGAIN = (UnknownSession, Unauthenticated, WrongPeer)
 
 
 class State(enum.Enum):
@@ -189,12 +199,12 @@ Effect = Plan | Tell | OpenStages | SendStep | Emit | CloseStages | Finish | Fai
 
 
 # What may happen in which state.  DONE and FAILED take everything that was under way when the answer ended, and drop
-# it; but nobody may give them a route.
+# it; but nobody may give them a route.  So do PLANNING and WAITING with what a lost route still answers.
 TRANSITIONS: dict[State, tuple[type[Event], ...]] = {
-    State.PLANNING: (Routed, StepFailed, DeadlinePassed, Cancelled),
+    State.PLANNING: (Routed, Opened, TokenArrived, StepFailed, DeadlinePassed, Cancelled),
     State.OPENING: (Routed, Opened, TokenArrived, StepFailed, StopStringFound, DeadlinePassed, Cancelled),
     State.FEEDING: (Routed, TokenArrived, StepFailed, StopStringFound, DeadlinePassed, Cancelled),
-    State.WAITING: (StepFailed, DeadlinePassed, Cancelled),
+    State.WAITING: (Opened, TokenArrived, StepFailed, DeadlinePassed, Cancelled),
     State.DONE: (Opened, TokenArrived, StepFailed, StopStringFound, DeadlinePassed, Cancelled),
     State.FAILED: (Opened, TokenArrived, StepFailed, StopStringFound, DeadlinePassed, Cancelled),
 }
@@ -244,10 +254,11 @@ class Session:
         self._recent_s: deque[float] = deque(maxlen=RECENT_STEPS)  # of this route's last steps, for DEADLINE_ROWS rows
         self._opened = False  # a stage may hold something
         self._avoid: frozenset[PeerId] = frozenset()
-        self._at_fault: frozenset[PeerId] = (
-            frozenset()
-        )  # of those, who answered wrongly: not even if nobody else is left
-        self._lost: ShoalError | None = None  # why another route is wanted
+        # Of those, who answered wrongly: avoided even if nobody else is left.
+        self._at_fault: frozenset[PeerId] = frozenset()
+        self._lost: ShoalError | None = None  # what broke the answer, until it goes on
+        self._has_route = False  # one that opened, and of which no stage is lost
+        self._was_admitted = False  # a route has opened
         self._repair_until: float | None = None
         self._retry_s = RETRY_S_MIN
         # The log's length at the last step that ended: for which the KV that counts was computed (see recompute_at).
@@ -272,6 +283,7 @@ class Session:
                 return self._open(event.route, now)
             case Opened():
                 self._recent_s.clear()
+                self._has_route = self._was_admitted = True
                 return [self._feed(rewind(len(self.log), event.held), now)]
             case TokenArrived():
                 return self._accept(event, now)
@@ -294,8 +306,10 @@ class Session:
             )
         if event.epoch < self.epoch:
             return True
-        if isinstance(event, StepFailed):  # what several stages tell of one failure counts once
-            return event.peer is not None and self.state in (State.PLANNING, State.WAITING)
+        if self.state is State.WAITING:
+            return True
+        if self.state is State.PLANNING:  # what several stages tell of one failure counts once; a plan has no peer
+            return not isinstance(event, StepFailed) or event.peer is not None
         if not isinstance(event, TokenArrived):
             return False
         if self.state is State.OPENING or event.position > len(self.log):
@@ -318,7 +332,7 @@ class Session:
         self.state = State.FEEDING
         self._start = start
         self._sent_at = now
-        self.deadline = now + self._patience_s * self._parts
+        self.deadline = now + self._patience_s() * self._parts
         return SendStep(self.epoch, start, tuple(self.log[start:]), length)
 
     @property
@@ -326,10 +340,11 @@ class Session:
         """Of the step in flight."""
         return -(-(len(self.log) - self._start) // DEADLINE_ROWS)
 
-    @property
     def _patience_s(self) -> float:
-        """For DEADLINE_ROWS rows.  The first step of a route may also load, compile and warm up."""
-        if not self._recent_s:
+        """For DEADLINE_ROWS rows.  The first step of a route may also load, compile and warm up; and how long many rows
+        take cannot be told from steps of one.
+        """
+        if not self._recent_s or len(self.log) - self._start > 1:
             return self._step_deadline_s
         return min(max(SLOW_STEPS * max(self._recent_s), STEP_DEADLINE_S_MIN), self._step_deadline_s)
 
@@ -347,36 +362,43 @@ class Session:
 
     def _step_failed(self, event: StepFailed, now: float) -> list[Effect]:
         error = event.error
-        if self.state in (State.PLANNING, State.WAITING):
+        if self.state is State.PLANNING:
             return self._no_route(error, now)
-        if isinstance(error, Gap) and self.state is State.FEEDING:
-            # Because each resend starts lower, they end; what is no gap at all is our own mistake.
-            return [self._feed(error.held, now)] if error.held < self._start else self._fail(error)
-        if isinstance(error, ExpertsUnreachable) and self.state is State.FEEDING:
-            return self._wait(error, event.peer, now)
+        if self.state is State.FEEDING:
+            if isinstance(error, Gap) and error.held < self._start:  # because each resend starts lower, they end
+                return [self._feed(error.held, now)]
+            if isinstance(error, ExpertsUnreachable):
+                return self._wait(error, event.peer, now)
         full = self.state is State.OPENING and isinstance(error, Overloaded)
-        if event.peer is None or isinstance(error, LocalError) or (event.peer == self.epoch.door and not full):
+        is_own = event.peer is None or event.peer == self.epoch.door
+        if event.peer is None or isinstance(error, LocalError | Fenced) or (is_own and not full):
             return self._fail(error)
         return self._reroute(error, frozenset({event.peer}), now)
 
     def _reroute(self, error: ShoalError, peers: frozenset[PeerId], now: float) -> list[Effect]:
+        self._has_route = False
+        self._avoid |= peers
+        if isinstance(error, RemoteError) and not isinstance(error, _STARTED_AGAIN):
+            self._at_fault |= peers
+        self._lost = self._lost or error  # what broke the answer, not what else was found gone while it was mended
+        if self._repair_until is not None:  # the waiting's own gaps and end bound these tries
+            return self._wait(self._lost, None, now)
         if not self._reroutes_left:
             return self._fail(error)
         self._reroutes_left -= 1
-        self._avoid |= peers
-        if isinstance(error, RemoteError):
-            self._at_fault |= peers
-        self._lost = self._lost or error  # what broke the answer, not what else was found gone while it was mended
+        told = Tell(error.code, f"{error.message}; looking for another way", min(peers))
+        return [told, self._plan(now)]
+
+    def _plan(self, now: float) -> Plan:
         self.state = State.PLANNING
         self.deadline = now + self._step_deadline_s
-        told = Tell(error.code, f"{error.message}; looking for another way", min(peers))
-        return [told, Plan(self._avoid)]
+        return Plan(self._avoid)
 
     def _no_route(self, error: ShoalError, now: float) -> list[Effect]:
         """No route at all is refused at once; one that was lost may come back."""
         if self._lost is None:
             return self._fail(error)
-        if isinstance(self._lost, Overloaded):
+        if isinstance(self._lost, Overloaded) and not self._was_admitted:
             return self._fail(self._lost)
         self._avoid = self._at_fault
         return self._wait(self._lost, None, now)
@@ -395,12 +417,8 @@ class Session:
 
     def _deadline_passed(self, suspects: frozenset[PeerId], now: float) -> list[Effect]:
         if self.state is State.WAITING:
-            if self._lost is not None:
-                self.state = State.PLANNING
-                self.deadline = now + self._step_deadline_s
-                return [Plan(self._avoid)]
-            return [self._feed(self._start, now)]
-        if suspects:
+            return [self._feed(self._start, now) if self._has_route else self._plan(now)]
+        if suspects and self.state is not State.PLANNING:
             named = ", ".join(sorted(peer[:8] for peer in suspects))
             return self._reroute(DeadlineExceeded(f"no sign of life from {named} for a step"), suspects, now)
         whole = self._sent_at + self._step_deadline_s * self._parts
