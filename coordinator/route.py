@@ -49,6 +49,8 @@ class StageRef:
 @dataclass(frozen=True, slots=True)
 class Route:
     stages: tuple[StageRef, ...]
+    # Whether a stage asks other nodes for experts of its layers, and may so wait inside a step.
+    fans_out: bool = False
 
 
 def plan(
@@ -78,7 +80,7 @@ def plan(
         standby = next((peer for peer in _ranked(view, spans[start, stop], seed, len(stages)) if peer != chosen), None)
         stages.append(StageRef(chosen, start, stop - 1, standby))
         start = stop
-    return Route(tuple(stages))
+    return Route(tuple(stages), any(_fans_out(view.records[stage.peer], shape) for stage in stages))
 
 
 def _is_stage(record: Record, shape: Shape) -> bool:
@@ -86,6 +88,12 @@ def _is_stage(record: Record, shape: Shape) -> bool:
     if not span or not 0 <= span.start < span.stop <= shape.layers:
         return False
     return (record.embed or span.start > 0) and (record.head or span.stop < shape.layers)
+
+
+def _fans_out(record: Record, shape: Shape) -> bool:
+    """Whether it lacks experts of the layers that it serves."""
+    counts = [(layer, shape.experts[layer]) for layer in record.layers] if shape.experts else []
+    return any(~record.experts.get(layer, 0) & ((1 << count) - 1) for layer, count in counts)
 
 
 def _hops_left(spans: dict[tuple[int, int], list[PeerId]], layers: int) -> dict[int, int]:

@@ -55,7 +55,8 @@ FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
 # A step may take `step_deadline_s` for each so many rows or part of it: a long prompt is slow, not lost.
 DEADLINE_ROWS = 256
 # A step whose route has other nodes is asked after when it takes so many times as long as the slowest of the last ones,
-# and at least so many seconds: other work on a busy machine is no failure.
+# and at least so many seconds: other work on a busy machine is no failure.  Where stages ask other nodes for experts, a
+# step may also wait `expert_wait_s` for these: its stage is not stuck, and will say so itself.
 SLOW_STEPS = 20.0
 STEP_DEADLINE_S_MIN = 5.0
 RECENT_STEPS = 16
@@ -123,7 +124,7 @@ class StopStringFound:
 
 @dataclass(frozen=True, slots=True)
 class DeadlinePassed:
-    """`suspects`: other nodes of the route that gave no sign of life since the step was sent."""
+    """`suspects`: the other nodes of the route that are to blame, as far as can be told."""
 
     suspects: frozenset[PeerId] = frozenset()
 
@@ -231,6 +232,7 @@ class Session:
         recompute_at: int | None = None,
         step_deadline_s: float = 60.0,
         repair_wait_s: float = 30.0,
+        expert_wait_s: float = 10.0,
         reroutes_max: int = REROUTES_MAX,
     ) -> None:
         if not prompt or len(prompt) >= context:
@@ -248,6 +250,8 @@ class Session:
         self._recompute_at = recompute_at
         self._step_deadline_s = step_deadline_s
         self._repair_wait_s = repair_wait_s
+        self._expert_wait_s = expert_wait_s
+        self._floor_s = STEP_DEADLINE_S_MIN  # of the present route
         self._reroutes_left = reroutes_max
         self._start = 0  # of the step in flight
         self._sent_at = 0.0
@@ -322,6 +326,7 @@ class Session:
         self.epoch = Epoch(self.epoch.counter + 1, self.epoch.door)
         self.state = State.OPENING
         self._opened = True
+        self._floor_s = STEP_DEADLINE_S_MIN + (self._expert_wait_s if route.fans_out else 0.0)
         self.deadline = now + self._step_deadline_s
         return [OpenStages(self.epoch, route, self._length_max)]
 
@@ -346,7 +351,7 @@ class Session:
         """
         if not self._recent_s or len(self.log) - self._start > 1:
             return self._step_deadline_s
-        return min(max(SLOW_STEPS * max(self._recent_s), STEP_DEADLINE_S_MIN), self._step_deadline_s)
+        return min(max(SLOW_STEPS * max(self._recent_s), self._floor_s), self._step_deadline_s)
 
     def _accept(self, event: TokenArrived, now: float) -> list[Effect]:
         self._computed_for = event.position
@@ -396,7 +401,7 @@ class Session:
 
     def _no_route(self, error: ShoalError, now: float) -> list[Effect]:
         """No route at all is refused at once; one that was lost may come back."""
-        if self._lost is None:
+        if self._lost is None or isinstance(error, LocalError):
             return self._fail(error)
         if isinstance(self._lost, Overloaded) and not self._was_admitted:
             return self._fail(self._lost)
@@ -420,7 +425,7 @@ class Session:
             return [self._feed(self._start, now) if self._has_route else self._plan(now)]
         if suspects and self.state is not State.PLANNING:
             named = ", ".join(sorted(peer[:8] for peer in suspects))
-            return self._reroute(DeadlineExceeded(f"no sign of life from {named} for a step"), suspects, now)
+            return self._reroute(DeadlineExceeded(f"an answer got no further than {named} in time"), suspects, now)
         whole = self._sent_at + self._step_deadline_s * self._parts
         if self.state is State.FEEDING and now < whole:  # slower than usual, and nobody is to blame
             self.deadline = whole

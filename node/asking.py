@@ -182,7 +182,12 @@ def peers(
         if as_json:
             answer.write_json(peer_table.facts(reply))
             return
-        peer_table.show(reply, work=work)
+        peer_table.show(peer_table.peers(reply))
+        if work and reply.work:
+            typer.echo()
+            peer_table.show(peer_table.layers(reply.work, peer_table.names(reply)))
+        elif work:
+            tell(f"the stages of {reply.peer_id[: peer_table.SHORT]} have computed no answer yet")
 
 
 def _wanted(

@@ -187,6 +187,18 @@ def run(
     repair_wait_s: Annotated[
         float | None, option("SECONDS", "For another holder of what was lost (default: 30).", LIMITS)
     ] = None,
+    step_streams_max: Annotated[
+        int | None, option("N", "Streams of steps from other nodes, 2 to 1024 (default: 64).", LIMITS)
+    ] = None,
+    expert_streams_max: Annotated[
+        int | None, option("N", "Nodes that may use the experts here, 1 to 1024 (default: 64).", LIMITS)
+    ] = None,
+    expert_queue_max: Annotated[
+        int | None, option("N", "Expert calls that may wait here, 1 to 4096 (default: 64).", LIMITS)
+    ] = None,
+    exchange_period_s: Annotated[
+        float | None, option("SECONDS", "Between exchanges of records with others (default: 1).", NODE)
+    ] = None,
     log_level: Annotated[str | None, option("NAME", "debug, info, warning, error (default: info).", LOGS)] = None,
     log_format: Annotated[str | None, option("NAME", "console or json (default: console).", LOGS)] = None,
     attached: Annotated[bool, typer.Option("--attached", hidden=True)] = False,

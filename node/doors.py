@@ -51,15 +51,15 @@ class Doors:
 
     def peers(self) -> pb.PeersReply:
         """Whom the first door knows that can be reached.  Raises what the last one said."""
-        return self._first(self.client.peers)
+        return self._first(lambda door: door.peers())
 
-    def _first(self, ask: Callable[[], R]) -> R:
+    def _first(self, ask: Callable[[Client], R]) -> R:
         for _ in self._clients[1:]:
             try:
-                return ask()
+                return ask(self.client)
             except _ELSEWHERE as error:
                 self._tell(self._moved_on(error))
-        return ask()
+        return ask(self.client)
 
     def generate(self, request: pb.GenerateRequest) -> Generator[pb.GenerateEvent, None, None]:
         """As Client.generate does; a Notice tells of each door that was lost.  Closing it cancels the answer."""
@@ -105,10 +105,10 @@ class Doors:
             "compare the models that they serve"
         )
 
-    def _served(self) -> pb.InfoReply:
-        info = self.client.info()
+    def _served(self, door: Client) -> pb.InfoReply:
+        info = door.info()
         if not info.model_id.startswith(self._model):
-            raise WrongModel(f"the node at {self.client.address} serves model {info.model_id}, not {self._model}")
+            raise WrongModel(f"the node at {door.address} serves model {info.model_id}, not {self._model}")
         return info
 
     def _moved_on(self, error: ShoalError) -> str:

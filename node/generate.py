@@ -158,6 +158,7 @@ class _Answer:
             recompute_at=door.manifest.recompute_at,
             step_deadline_s=door.config.step_deadline_s,
             repair_wait_s=door.config.repair_wait_s,
+            expert_wait_s=door.config.expert_wait_s,
         )
         self._wording = Wording(door.text, ask.stop)
         self._scope = trio.CancelScope()

@@ -9,27 +9,27 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
 from coordinator.session import Opened, StepFailed
-from node import rows
+from node import futures, rows
 from node.bridge import await_future
 from node.onward import Onward
 from node.stage_wire import epoch_message, reply_of, step_message
 from node.stages import ASK_S, At
 from protos import messages
 from protos import stage_pb2 as pb
-from protos.errors import BrokenInvariant, ShoalError, ShuttingDown, UnknownSession
+from protos.errors import BrokenInvariant, ShoalError, UnknownSession
 from protos.limits import RESUME_KEY_BYTES
 from shard.batch import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
     from coordinator.route import Route
     from coordinator.session import OpenStages, SendStep
@@ -186,7 +186,7 @@ class Passage:
         if before is None:
             future = self._stages.open(at, mine)
         else:
-            future = _after(before.future, partial(self._enter_again, before, mine))
+            future = futures.after(before.future, partial(self._enter_again, before, mine))
         self._entered[at.peer] = _Entered(at, self._epoch, future)
         return future
 
@@ -195,7 +195,7 @@ class Passage:
         if error is not None:
             epoch = before.epoch
             closed = self._stages.close(before.at, self._session, epoch)
-            return _after(closed, lambda _: self._stages.open(before.at, request))
+            return futures.after(closed, lambda _: self._stages.open(before.at, request))
         raised = self._stages.raise_epoch(
             before.at,
             pb.RaiseEpochRequest(
@@ -207,7 +207,7 @@ class Passage:
                 stage=request.stage,
             ),
         )
-        return _after(raised, lambda failed: self._open_if_gone(before.at, request, raised, failed))
+        return futures.after(raised, lambda failed: self._open_if_gone(before.at, request, raised, failed))
 
     def _open_if_gone(
         self, at: At, request: pb.OpenRequest, raised: Future[int], error: BaseException | None
@@ -242,7 +242,7 @@ class _All:
             future.add_done_callback(partial(self._entered, number, at))
 
     def _entered(self, number: int, at: At, future: Future[int]) -> None:
-        error = _error(future)
+        error = futures.error_of(future)
         with self._lock:
             first_failure = error is not None and not self._failed
             self._failed = self._failed or error is not None
@@ -270,27 +270,6 @@ def _route_message(route: Route, addresses: dict[PeerId, str], door: At) -> pb.R
     return pb.Route(stages=stages, door=pb.Peer(peer_id=door.peer, address=door.address))
 
 
-def _after(first: Future[Any], then: Callable[[BaseException | None], Future[int]]) -> Future[int]:
-    """What follows when the first one has ended, well or not."""
-    out: Future[int] = Future()
-
-    def copy(done: Future[int]) -> None:
-        error = _error(done)
-        if not out.set_running_or_notify_cancel():
-            return
-        if error is None:
-            out.set_result(done.result())
-        else:
-            out.set_exception(error)
-
-    first.add_done_callback(lambda done: then(_error(done)).add_done_callback(copy))
-    return out
-
-
-def _error(future: Future[Any]) -> BaseException | None:
-    return ShuttingDown("this node is shutting down") if future.cancelled() else future.exception()
-
-
 def _value(future: Future[int]) -> int | None:
     """None: it has not come, or it failed."""
-    return future.result() if future.done() and _error(future) is None else None
+    return future.result() if future.done() and futures.error_of(future) is None else None

@@ -25,28 +25,27 @@ _STYLES = {"self": "bold", "suspect": "yellow", "dead": "red"}
 _FIELDS = ("peer_id", "address", "zone", "state", "model_id", "first_layer", "layers", "experts", "bytes", "queue")
 
 
-def show(reply: pb.PeersReply, *, work: bool) -> None:
-    """On stdout."""
+def show(table: Table) -> None:
+    """On stdout.  Where it is no terminal, nothing is cut off."""
     console = Console()
-    console.print(peers(reply))
-    if work:
-        console.print()
-        console.print(layers(reply.work, {peer.peer_id: peer.peer_id[:SHORT] for peer in reply.peers}))
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
 
 
 def peers(reply: pb.PeersReply) -> Table:
-    """One line a peer: the node itself first, then by address."""
+    """One line a peer: the node itself first, then by address.  Columns that say nothing are left out."""
+    zoned = len({peer.zone for peer in reply.peers}) > 1
+    failed = any(peer.calls_failed for peer in reply.peers)
     table = Table(box=None, pad_edge=False)
     for name in ("peer", "address", "state"):
         table.add_column(name, no_wrap=True)
-    zoned = any(peer.zone for peer in reply.peers)
     if zoned:
-        table.add_column("zone", no_wrap=True)
+        table.add_column("zone", overflow="fold")
     for name in ("RTT", "trunk", "experts", "size", "queue", "heard"):
-        table.add_column(name, justify="right", no_wrap=True)
-    failed = any(peer.calls_failed for peer in reply.peers)
+        table.add_column(name, justify="right", overflow="fold")
     if failed:
-        table.add_column("failed calls")
+        table.add_column("failed calls", overflow="fold")
     for peer in sorted(reply.peers, key=lambda peer: (peer.state != "self", peer.address)):
         cells = [peer.peer_id[:SHORT], peer.address, peer.state, *([peer.zone] if zoned else []), *_figures(peer)]
         table.add_row(*cells, *([_failures(peer)] if failed else []), style=_STYLES.get(peer.state))
@@ -59,7 +58,7 @@ def _figures(peer: pb.PeerStatus) -> tuple[str, ...]:
         f"{1000 * peer.rtt_s:.1f} ms" if peer.HasField("rtt_s") and not own else "",
         _span(peer),
         str(peer.experts),
-        size(peer.bytes),
+        size(peer.bytes) if peer.bytes else "",
         str(peer.queue),
         _age(peer.age_s) if peer.HasField("age_s") and not own else "",
     )
@@ -79,6 +78,12 @@ def _failures(peer: pb.PeerStatus) -> str:
     if not peer.calls_failed:
         return ""
     return f"{peer.calls_failed}, the last: {peer.last_error}" if peer.last_error else str(peer.calls_failed)
+
+
+def names(reply: pb.PeersReply) -> dict[str, str]:
+    """The columns of `layers`: short ids, by peer id."""
+    others = sorted({entry.peer_id for entry in reply.work} - {reply.peer_id})
+    return {peer: peer[:SHORT] for peer in (reply.peer_id, *others)}
 
 
 def layers(work: Iterable[pb.LayerWork], names: Mapping[str, str]) -> Table:

@@ -54,9 +54,9 @@ def send(pid: int, mark: str, number: signal.Signals) -> bool:
 
 def end(processes: Collection[tuple[int, str]], grace_s: float) -> int:
     """Ends them all, also frozen ones; those that take longer than `grace_s` are killed.  How many there were."""
-    there = [each for each in processes if send(*each, signal.SIGTERM)]
-    for each in there:
-        send(*each, signal.SIGCONT)
+    there = [each for each in processes if send(*each, signal.SIGCONT)]
+    for each in there:  # not while it is frozen, when any of its threads might get the signal
+        send(*each, signal.SIGTERM)
     if not _gone(there, grace_s):
         for each in there:
             send(*each, signal.SIGKILL)

@@ -10,14 +10,14 @@ import hashlib
 import hmac
 import threading
 import time
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from node import log, rows
+from node import futures, log, rows
 from node.deliveries import Deliveries
-from node.onward import Onward, Onwards
+from node.onward import Onwards
+from node.place import read as read_place
 from node.stage_wire import (
     StageFailed,
     StageNotice,
@@ -36,7 +36,6 @@ from protos.errors import (
     InvalidRequest,
     NonFinite,
     Overloaded,
-    PermissionDenied,
     ShoalError,
     UnitMissing,
     UnknownSession,
@@ -46,8 +45,10 @@ from protos.ids import PeerId, SessionId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from node.link import Links
+    from node.place import Place
     from node.stage_wire import Result
     from protos.epoch import Epoch
     from protos.manifest import Manifest
@@ -73,22 +74,9 @@ class Compute(Protocol):
     def call(self, run: Callable[[Any], Any]) -> Future[Any]: ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Place:
-    """A session in one epoch: which stage this is, and who stands around it."""
-
-    session: SessionId
-    epoch: Epoch
-    stage: int
-    door: PeerId
-    door_address: str
-    before: PeerId  # who sends the steps: the previous stage, or the door
-    onward: Onward | None  # None: this is the last stage
-
-
 @dataclass(slots=True, eq=False)
 class _Hosted:
-    place: _Place
+    place: Place
     resume_key_sha256: bytes
     touched: float
     running: int = 0  # steps in the worker
@@ -142,21 +130,19 @@ class StageHost:
             raise WrongModel(f"this node serves {self.manifest.model_id}, not {request.model_id}")
         if request.standby:
             raise InvalidRequest("this node takes no hand-off, so it can stand by for no stage")
-        place = self._place(SessionId(request.session_id), read_epoch(request.epoch), request.route, request.stage)
-        _check_door(place, caller or self.me)
+        place = self._place(request, caller)
         opening = read_open(request)
         self._add(_Hosted(place, request.resume_key_sha256, self._now()))
         opened = worker.open(opening)
         opened.add_done_callback(lambda done: self._opened(place, done))
-        return _then(opened, lambda _: 0)
+        return futures.mapped(opened, lambda _: 0)
 
     def raise_epoch(self, request: pb.RaiseEpochRequest, caller: PeerId | None = None) -> Future[int]:
         """Compare-and-set; gives the positions held.  Raises InvalidRequest, UnknownSession or Fenced."""
         messages.check_raise(request)
         worker = self._computer()
-        session, expected = SessionId(request.session_id), read_epoch(request.expected)
-        place = self._place(session, read_epoch(request.epoch), request.route, request.stage)
-        _check_door(place, caller or self.me)
+        place = self._place(request, caller)
+        session, expected = place.session, read_epoch(request.expected)
         with self._lock:
             hosted = self._find(session)
             old = hosted.place
@@ -168,25 +154,24 @@ class StageHost:
         self._enter(place)
         self._leave(old)
         raised = worker.raise_epoch(session, expected, place.epoch)
-        held: Future[int] = worker.call(lambda stage: stage.held(session))
-        return _both(raised, held)
+        return futures.after(raised, lambda error: raised if error else worker.call(lambda stage: stage.held(session)))
 
     def truncate(self, request: pb.TruncateRequest, caller: PeerId | None = None) -> Future[int]:
         """Forgets what is from `position` on.  Raises or fails with UnknownSession, Fenced, PermissionDenied or Gap."""
         place = self._in_force(SessionId(request.session_id), read_epoch(request.epoch))
-        _check_door(place, caller or self.me)
+        place.check_door(caller or self.me)
         truncated = self._computer().truncate(place.session, request.position)
-        return _then(truncated, lambda _: request.position)
+        return futures.mapped(truncated, lambda _: request.position)
 
     def close(self, session: SessionId, epoch: Epoch, caller: PeerId | None = None) -> Future[None]:
         """Frees a session; one that is not open is none.  Raises Fenced or PermissionDenied."""
         with self._lock:
             hosted = self._sessions.get(session)
             if hosted is None:
-                return _done(None)
-            _check_door(hosted.place, caller or self.me)
+                return futures.done(None)
+            hosted.place.check_door(caller or self.me)
             if epoch < hosted.place.epoch:
-                raise Fenced(f"session {session} is at epoch {hosted.place.epoch}, above {epoch}")
+                hosted.place.check_epoch(epoch)
             del self._sessions[session]
         self._leave(hosted.place)
         return self._computer().close(session, epoch)
@@ -197,8 +182,8 @@ class StageHost:
         with self._lock:
             hosted = self._find(step.session)
             place = hosted.place
-            _check_epoch(place, step.epoch)
-            _check_sender(place, caller or self.me)
+            place.check_epoch(step.epoch)
+            place.check_sender(caller or self.me)
             if place.onward is not None and step.end - step.start > self._rows_max:
                 raise InvalidRequest(f"a step of {step.end - step.start} rows; at most {self._rows_max} fit a frame")
             hosted.running += 1
@@ -212,7 +197,7 @@ class StageHost:
         """
         messages.check_step(message)
         place = self._in_force(SessionId(message.session_id), read_epoch(message.epoch))
-        _check_sender(place, caller)
+        place.check_sender(caller)
         try:
             step = read_step(message, self.manifest, first=place.stage == 0)
         except (InvalidFrame, NonFinite) as error:
@@ -264,38 +249,10 @@ class StageHost:
             raise UnitMissing("this node holds no trunk, so it computes no stage; plan without it")
         return self.worker
 
-    def _place(self, session: SessionId, epoch: Epoch, route: pb.Route, stage: int) -> _Place:
-        """Raises InvalidRequest where the route has something else to do for this node than its span."""
-        mine = route.stages[stage]
-        if mine.peer.peer_id != self.me:
-            raise InvalidRequest(f"stage {stage} is peer {mine.peer.peer_id[:8]}, and this is {self.me[:8]}")
-        if range(mine.first_layer, mine.last_layer + 1) != self.span:
-            raise InvalidRequest(
-                f"a stage of layers {mine.first_layer} to {mine.last_layer}; this node serves its span whole, "
-                f"{self.span.start} to {self.span.stop - 1}"
-            )
-        if route.stages[-1].last_layer != self.manifest.layers - 1:
-            raise InvalidRequest(f"the route ends after layer {route.stages[-1].last_layer}, the model does not")
-        before = route.stages[stage - 1].peer.peer_id if stage else route.door.peer_id
-        door = PeerId(route.door.peer_id)
-        return _Place(
-            session,
-            epoch,
-            stage,
-            door,
-            route.door.address,
-            PeerId(before),
-            self._onward(session, epoch, route, stage + 1, door),
-        )
-
-    def _onward(self, session: SessionId, epoch: Epoch, route: pb.Route, stage: int, door: PeerId) -> Onward | None:
-        if stage == len(route.stages):
-            return None
-        peer = route.stages[stage].peer
-        if peer.peer_id == self.me:
-            raise InvalidRequest(f"peer {self.me[:8]} is stage {stage - 1} and stage {stage} of one route")
-        tell = partial(self._tell_door, door, route.door.address)
-        return Onward(session, epoch, stage, PeerId(peer.peer_id), peer.address, tell)
+    def _place(self, request: pb.OpenRequest | pb.RaiseEpochRequest, caller: PeerId | None) -> Place:
+        place = read_place(self.me, self.span, self.manifest.layers, request, self._tell_door)
+        place.check_door(caller or self.me)
+        return place
 
     def _add(self, hosted: _Hosted) -> None:
         session = hosted.place.session
@@ -310,19 +267,19 @@ class StageHost:
                 self._sweeper.start()
         self._enter(hosted.place)
 
-    def _enter(self, place: _Place) -> None:
+    def _enter(self, place: Place) -> None:
         if place.door != self.me:
             self._deliveries.enter(place.door, place.door_address)
         if place.onward is not None:
             self.onwards.open(place.onward)
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, place: Place) -> None:
         if place.door != self.me:
             self._deliveries.leave(place.door)
         if place.onward is not None:
             self.onwards.forget(place.onward)
 
-    def _opened(self, place: _Place, done: Future[None]) -> None:
+    def _opened(self, place: Place, done: Future[None]) -> None:
         if done.exception() is None:
             return
         with self._lock:
@@ -336,14 +293,14 @@ class StageHost:
         except KeyError:
             raise UnknownSession(f"session {session} is not open here") from None
 
-    def _in_force(self, session: SessionId, epoch: Epoch) -> _Place:
+    def _in_force(self, session: SessionId, epoch: Epoch) -> Place:
         with self._lock:
             place = self._find(session).place
-        _check_epoch(place, epoch)
+        place.check_epoch(epoch)
         return place
 
     def _stepped(
-        self, hosted: _Hosted, place: _Place, step: Step, reply: pb.Reply.ValueType, done: Future[StepResult]
+        self, hosted: _Hosted, place: Place, step: Step, reply: pb.Reply.ValueType, done: Future[StepResult]
     ) -> None:
         """In the worker's thread."""
         error = done.exception()
@@ -359,14 +316,14 @@ class StageHost:
             told = error if isinstance(error, ShoalError) else BrokenInvariant(f"a step failed: {error}")
             self._tell(place, StageFailed(place.session, place.epoch, step.start, told, place.stage))
 
-    def _pass_on(self, place: _Place, step: Step, reply: pb.Reply.ValueType, result: StepResult) -> None:
+    def _pass_on(self, place: Place, step: Step, reply: pb.Reply.ValueType, result: StepResult) -> None:
         if place.onward is None:
             self._tell(place, result, reply)
         else:
             make = partial(step_message, step, reply, result.rows)
             self.onwards.send(place.onward, make, step.start)
 
-    def _tell(self, place: _Place, result: Result, reply: pb.Reply.ValueType = pb.REPLY_TOKEN) -> None:
+    def _tell(self, place: Place, result: Result, reply: pb.Reply.ValueType = pb.REPLY_TOKEN) -> None:
         self._tell_door(place.door, place.door_address, result, reply)
 
     def _tell_door(
@@ -391,60 +348,3 @@ class StageHost:
 
 def _nobody(result: Result) -> None:
     """Until a door says where results go, there is none."""
-
-
-def _check_door(place: _Place, caller: PeerId) -> None:
-    if caller != place.door or place.epoch.door != place.door:
-        raise PermissionDenied(f"session {place.session} is peer {place.door[:8]}'s; {caller[:8]} is not its door")
-
-
-def _check_sender(place: _Place, caller: PeerId) -> None:
-    if caller != place.before:
-        raise PermissionDenied(f"steps of session {place.session} come from peer {place.before[:8]} here")
-
-
-def _check_epoch(place: _Place, epoch: Epoch) -> None:
-    if epoch < place.epoch:
-        raise Fenced(f"session {place.session} is at epoch {place.epoch}, above {epoch}")
-    if epoch > place.epoch:
-        raise InvalidRequest(f"session {place.session} is at epoch {place.epoch}, below {epoch}: raise it first")
-
-
-def _done(value: Any) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_result(value)
-    return future
-
-
-def _then(first: Future[Any], value: Callable[[Any], int]) -> Future[int]:
-    """The first one's outcome, with another value."""
-    out: Future[int] = Future()
-
-    def copy(done: Future[Any]) -> None:
-        error = done.exception()
-        if not out.set_running_or_notify_cancel():
-            return
-        if error is None:
-            out.set_result(value(done.result()))
-        else:
-            out.set_exception(error)
-
-    first.add_done_callback(copy)
-    return out
-
-
-def _both(first: Future[Any], second: Future[int]) -> Future[int]:
-    """The second one's value, once both are there, or the first one's error."""
-    out: Future[int] = Future()
-
-    def settle(_: Future[int]) -> None:
-        if not out.set_running_or_notify_cancel():
-            return
-        error = first.exception() or second.exception()
-        if error is None:
-            out.set_result(second.result())
-        else:
-            out.set_exception(error)
-
-    second.add_done_callback(settle)
-    return out

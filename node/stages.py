@@ -7,12 +7,12 @@ to open is closed, also where the answer to that never came.  Errors of other no
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from node import log
+from node import futures, log
 from node.stage_wire import epoch_message, named
 from protos import stage_pb2 as pb
 from protos.errors import Fenced, Gap, Overloaded, ShoalError, ShuttingDown
@@ -21,6 +21,7 @@ from protos.stage_pb2_grpc import StageStub
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     import grpc
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 Q = TypeVar("Q")
 R = TypeVar("R")
 T = TypeVar("T")
-U = TypeVar("U")
 
 # Reserving KV waits for the batch that runs at the stage, not more.
 OPEN_S = 10.0
@@ -85,27 +85,23 @@ class Stages:
         """Positions held, asked without changing anything: a truncation to a position that no stage holds."""
         request = pb.TruncateRequest(session_id=session, epoch=epoch_message(epoch), position=LOG_TOKENS_MAX + 1)
         if self.is_here(at):
-            return _gap(_local(partial(self._host.truncate, request)))
-        return _gap(
-            self._submit(self._pool, lambda: int(self._call(at, lambda stub: stub.Truncate, request, ASK_S).held))
-        )
+            asked = _local(partial(self._host.truncate, request))
+        else:
+            asked = self._submit(
+                self._pool, lambda: int(self._call(at, lambda stub: stub.Truncate, request, ASK_S).held)
+            )
+        return futures.mapped(asked, int, _held_in)
 
     def close(self, at: At, session: SessionId, epoch: Epoch, after: Future[int] | None = None) -> Future[None]:
         """Frees the session there, in the background; `after` is the open or raise that may still be under way."""
         if self.is_here(at):
             return _local(partial(self._host.close, session, epoch))
-        out: Future[None] = Future()
         request = pb.CloseRequest(session_id=session, epoch=epoch_message(epoch))
 
-        def begin(_: Future[int] | None = None) -> None:
-            closing = self._submit(self._closers, partial(self._close, at, request))
-            _follow(closing, out, lambda _: None)
+        def begin(_: BaseException | None = None) -> Future[None]:
+            return self._submit(self._closers, partial(self._close, at, request))
 
-        if after is None:
-            begin()
-        else:
-            after.add_done_callback(begin)
-        return out
+        return begin() if after is None else futures.after(after, begin)
 
     def shutdown(self) -> None:
         """Waits for the calls under way; what is closed then is tried once.  Blocks for some seconds at most."""
@@ -115,12 +111,12 @@ class Stages:
 
     def _submit(self, pool: ThreadPoolExecutor, call: Callable[[], T]) -> Future[T]:
         if not self._room.acquire(blocking=False):
-            return _failed(Overloaded(f"{CALLS_MAX} calls to other nodes wait here", retry_after_s=1.0))
+            return futures.failed(Overloaded(f"{CALLS_MAX} calls to other nodes wait here", retry_after_s=1.0))
         try:
             future = pool.submit(call)
         except RuntimeError:  # the pool has ended
             self._room.release()
-            return _failed(ShuttingDown("this node is shutting down"))
+            return futures.failed(ShuttingDown("this node is shutting down"))
         future.add_done_callback(lambda _: self._room.release())
         return future
 
@@ -152,39 +148,8 @@ def _local(work: Callable[[], Future[T]]) -> Future[T]:
     try:
         return work()
     except ShoalError as error:
-        return _failed(error)
+        return futures.failed(error)
 
 
-def _failed(error: ShoalError) -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_exception(error)
-    return future
-
-
-def _gap(asked: Future[int]) -> Future[int]:
-    """The answer to the question is in the refusal."""
-    out: Future[int] = Future()
-    _follow(asked, out, lambda held: held, lambda error: error.held if isinstance(error, Gap) else None)
-    return out
-
-
-def _follow(
-    first: Future[T],
-    out: Future[U],
-    value: Callable[[T], U],
-    rescue: Callable[[BaseException], U | None] = lambda _: None,
-) -> None:
-    """The first one's outcome becomes the other's; of an error what `rescue` makes of it."""
-
-    def settle(done: Future[T]) -> None:
-        error = ShuttingDown("this node is shutting down") if done.cancelled() else done.exception()
-        if not out.set_running_or_notify_cancel():
-            return
-        if error is None:
-            out.set_result(value(done.result()))
-        elif (found := rescue(error)) is not None:
-            out.set_result(found)
-        else:
-            out.set_exception(error)
-
-    first.add_done_callback(settle)
+def _held_in(error: BaseException) -> int | None:
+    return error.held if isinstance(error, Gap) else None

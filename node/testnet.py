@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import time
 from collections import deque
@@ -22,17 +21,13 @@ from node import child, process, status
 from node.client import Client
 from node.identity import Identity
 from node.testnet_state import Member
-from protos.errors import BrokenInvariant, DeadlineExceeded, InvalidRequest, PortInUse, ShoalError, Unavailable
+from protos.errors import BrokenInvariant, DeadlineExceeded, InvalidRequest, ShoalError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from node.progress import Report
     from node.topology import Place
-
-FIRST_PORT: Final = 7646
-"""Behind the default of `shoal run`; below the ports that systems give to outgoing connections."""
-_PORTS_TRIED_MAX: Final = 2000
 
 START_S: Final = 180.0
 """Until all nodes serve: they load torch side by side."""
@@ -159,10 +154,9 @@ class Testnet:
         return 0
 
 
-def planned(folder: Path, places: Sequence[Place]) -> list[Member]:
-    """The nodes to be: keys are made, addresses are free."""
+def planned(folder: Path, places: Sequence[Place], ports: Sequence[int]) -> list[Member]:
+    """The nodes to be; their keys are made."""
     members = []
-    ports = free_ports(len(places))
     for number, (place, port) in enumerate(zip(places, ports, strict=True), 1):
         key = folder / f"node-{number}.key"
         identity = Identity.create()
@@ -170,21 +164,6 @@ def planned(folder: Path, places: Sequence[Place]) -> list[Member]:
         log = str(folder / f"node-{number}.log")
         members.append(Member(number, 0, f"127.0.0.1:{port}", identity.peer, place.hold, place.zone, str(key), log))
     return members
-
-
-def free_ports(count: int) -> list[int]:
-    """That nobody listens on now, of one row where there is room.  Raises PortInUse if so many are not free."""
-    found: list[int] = []
-    for port in range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED_MAX):
-        if len(found) == count:
-            break
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the node's own; old connections may linger
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-    if len(found) < count:
-        raise PortInUse(f"{count} ports are needed, of those from {FIRST_PORT} on {len(found)} are free; end something")
-    return found
 
 
 def command(options: Options, nodes: int) -> Callable[[Member, Sequence[str]], list[str]]:

@@ -63,7 +63,7 @@ def up(
         shoal testnet up -n 4 --spans 2 --experts spread --replicas 2 --name wide
     """
     with told(as_json=as_json, interrupted="interrupted; nothing is left running"):
-        from node import config, testnet, testnet_state, topology
+        from node import config, ports, testnet, testnet_state, topology
         from shard.catalogue import Catalogue
 
         folder = config.load({"store": store}).store
@@ -71,8 +71,8 @@ def up(
         shape = topology.choose(nodes, experts, spans, replicas, zones)
         places = topology.places(shape, manifest.layers, manifest.grain)
         record = testnet_state.claim(name, manifest.model_id)
-        with _forgotten_if_it_fails(record):
-            members = testnet.planned(Path(record.folder), places)
+        with _forgotten_if_it_fails(record), ports.reserved(nodes) as free:
+            members = testnet.planned(Path(record.folder), places, free)
             launch = testnet.command(testnet.Options(folder.absolute(), manifest.model_id), nodes)
             _start(testnet.Testnet(members, launch), record)
         _show_up(record, shape, manifest, as_json=as_json)
@@ -122,12 +122,12 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _show_up(record: Record, shape: Topology, manifest: Manifest, *, as_json: bool) -> None:
-    from node import answer, testnet_table
+    from node import answer, peer_table, testnet_table
 
     if as_json:
         answer.write_json(testnet_table.facts(record))
         return
-    testnet_table.show(testnet_table.members(record))
+    peer_table.show(testnet_table.members(record))
     copies = "once" if shape.replicas == 1 else f"{shape.replicas} times"
     tell(f"{len(record.members)} nodes hold model {manifest.model_id[:12]}, everything {copies}; logs: {record.folder}")
     tell(f"ask them: shoal chat --node {record.members[0].address}")
@@ -142,13 +142,13 @@ def status(name: Name = None, as_json: AsJson = False) -> None:
         shoal testnet status --json
     """
     with told(as_json=as_json):
-        from node import answer, testnet_table
+        from node import answer, peer_table, testnet_table
 
         record = _known(name)
         if as_json:
             answer.write_json(testnet_table.facts(record))
             return
-        testnet_table.show(testnet_table.members(record, sees=testnet_table.seen(record)))
+        peer_table.show(testnet_table.members(record, sees=testnet_table.seen(record)))
         tell(f"testnet {record.name}, model {record.model[:12]}; logs: {record.folder}")
 
 
@@ -198,7 +198,7 @@ def down(name: Name = None) -> None:
         testnet_state.forget(record)
         presence.addresses()  # sweeps what killed nodes left
         dead = len(record.members) - ended
-        tell(f"ended {ended} nodes{f'; {dead} were dead before' if dead else ''}")
+        tell(f"ended {ended} nodes{f' ({dead} dead before)' if dead else ''}")
         if record.folder:
             typer.echo(record.folder)
 

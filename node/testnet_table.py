@@ -5,17 +5,15 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from node import process
 from node.client import Client
 from node.peer_table import SHORT
-from node.show import size
 from protos.errors import ShoalError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from node.testnet_state import Member, Record
 
@@ -23,26 +21,28 @@ _ASK_S = 2.0
 _STYLES: dict[process.State, str] = {"frozen": "yellow", "dead": "red"}
 
 
-def show(table: Table) -> None:
-    """On stdout."""
-    Console().print(table)
-
-
 def members(record: Record, sees: Mapping[int, int | None] | None = None) -> Table:
     """One line a node.  sees: how many others each sees alive, None where it does not answer."""
+    zoned = len({member.zone for member in record.members}) > 1
     table = Table(box=None, pad_edge=False)
-    for name in ("node", "state", "peer", "address", *(["sees"] if sees is not None else []), "memory"):
-        table.add_column(name, justify="right" if name in ("node", "sees", "memory") else "left", no_wrap=True)
-    table.add_column("holds")
+    for name in ("node", "state", "peer", "address", *(["sees"] if sees is not None else [])):
+        table.add_column(name, justify="right" if name in ("node", "sees") else "left", no_wrap=True)
+    for name in (*(["zone"] if zoned else []), "holds"):
+        table.add_column(name)
     for member in record.members:
         state = member.state
-        seen = [] if sees is None else [_seen(sees[member.number], len(record.members) - 1)]
-        used = size(process.memory(member.pid)) if state != "dead" else ""
-        holds = " ".join(member.hold) + (f" ({member.zone})" if len({each.zone for each in record.members}) > 1 else "")
-        table.add_row(
-            str(member.number), state, member.peer[:SHORT], member.address, *seen, used, holds, style=_STYLES.get(state)
-        )
+        cells = [str(member.number), state, member.peer[:SHORT], member.address]
+        cells += [] if sees is None else [_seen(sees[member.number], len(record.members) - 1)]
+        cells += [member.zone] if zoned else []
+        table.add_row(*cells, holds(member.hold), style=_STYLES.get(state))
     return table
+
+
+def holds(what: Sequence[str]) -> str:
+    """As --hold says it, shorter: experts of all layers once."""
+    experts = [text.removeprefix("experts:*/") for text in what if text.startswith("experts:*/")]
+    others = [text.removesuffix(":*").replace(":", " ") for text in what if not text.startswith("experts:*/")]
+    return ", ".join([*others, *([f"experts {' '.join(experts)}"] if experts else [])])
 
 
 def _seen(count: int | None, others: int) -> str:
@@ -72,6 +72,7 @@ def facts(record: Record) -> dict[str, Any]:
             "node": member.number,
             "state": member.state,
             "pid": member.pid,
+            "memory_bytes": process.memory(member.pid) if member.state != "dead" else 0,
             "peer": member.peer,
             "address": member.address,
             "zone": member.zone,

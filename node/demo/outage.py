@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.table import Table
 
-from node import answer, peer_table, progress, testnet
+from node import answer, peer_table, ports, progress, testnet
 from node.demo.paragraph import WIDTH_MAX, Paragraph
 from node.demo.tally import Tally, shares
 from node.topology import Topology, places
@@ -46,22 +46,27 @@ def run(
     # The door holds all trunks, so what dies is a node of experts: its loss costs no token.
     dealt = places(Topology(nodes, replicas=REPLICAS, trunks=1), manifest.layers, manifest.grain)
     launch = testnet.command(testnet.Options(store, manifest.model_id, attached=True), nodes)
-    net = testnet.Testnet(testnet.planned(folder, dealt), launch, attached=True)
-    try:
-        with progress.shown(tell) as report:
-            net.start()
-            net.wait_ready(report)
-        same = Outage(net, console, sum(manifest.experts)).play(_request(manifest, prompt, max_tokens), prompt)
-    except BaseException:
-        for member in net.ended():
-            for line in testnet.log_end(member):
-                tell(f"  node {member.number}: {line}")
+    with ports.reserved(nodes) as free:
+        net = testnet.Testnet(testnet.planned(folder, dealt, free), launch, attached=True)
+        try:
+            with progress.shown(tell) as report:
+                net.start()
+                net.wait_ready(report)
+            same = Outage(net, console, sum(manifest.experts)).play(_request(manifest, prompt, max_tokens), prompt)
+        except BaseException:
+            _tell_ended(net, tell)
+            net.end(_END_S)
+            tell(f"logs: {folder}")
+            raise
         net.end(_END_S)
-        tell(f"logs: {folder}")
-        raise
-    net.end(_END_S)
     shutil.rmtree(folder, ignore_errors=True)
     return same
+
+
+def _tell_ended(net: Testnet, tell: Callable[[str], None]) -> None:
+    for member in net.ended():
+        for line in testnet.log_end(member):
+            tell(f"  node {member.number}: {line}")
 
 
 def _request(manifest: Manifest, prompt: str, max_tokens: int) -> pb.GenerateRequest:

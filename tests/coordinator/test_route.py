@@ -104,6 +104,13 @@ def test_units_that_nobody_holds_are_named(records: dict[PeerId, Record], names:
         plan(View(records), Shape(2), 0)
 
 
+def test_a_route_says_whether_a_stage_asks_other_nodes_for_experts() -> None:
+    shape = Shape(2, experts=(0, 3))
+    leaf = Record(experts={1: 0b111})
+    assert not plan(View({A: with_experts({1: 0b111}), B: leaf}), shape, 0).fans_out
+    assert plan(View({A: with_experts({1: 0b011}), B: leaf}), shape, 0).fans_out
+
+
 def with_experts(experts: dict[int, int]) -> Record:
     return Record(layers=range(2), embed=True, head=True, experts=experts)
 
@@ -179,12 +186,12 @@ def test_a_route_is_a_shortest_chain_of_whole_spans_or_there_is_none(
 @settings(max_examples=100, deadline=None)
 @given(views, st.integers(0, 3))
 def test_experts_are_missing_exactly_where_no_live_peer_holds_them(view: View, mask: int) -> None:
-    records = {**view.records, PeerId("whole"): Record(range(1), embed=True, head=True, experts={0: mask})}
+    records = {**view.records, PeerId("whole"): Record(layers=range(1), embed=True, head=True, experts={0: mask})}
     view = View(records, health=view.health)
     held = 0
     for peer in view.live():
         held |= records[peer].experts[0]
-    if held == 0b11:
+    if held & 0b11 == 0b11:
         assert plan(view, Shape(1, experts=(2,)), 0)
     else:
         with pytest.raises(UnitMissing, match=r"expert\.0\."):

@@ -1,6 +1,5 @@
 """The session's laws, one test each."""
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

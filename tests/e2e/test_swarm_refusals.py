@@ -22,7 +22,7 @@ from node.certificate import Certificate
 from node.client import Client
 from node.hello import TOKEN_KEY
 from node.identity import Identity
-from node.link import Lane, connect, server_credentials
+from node.link import Lane, Link, connect, server_credentials
 from protos import expert_pb2, inference_pb2, peers_pb2, stage_pb2
 from protos.errors import (
     ContextTooLong,
@@ -39,6 +39,7 @@ from protos.errors import (
 )
 from protos.expert_pb2_grpc import ExpertStub
 from protos.peers_pb2_grpc import PeersStub
+from protos.transcript import RECORD_DOMAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ def oracle(oracle_of: Oracles) -> Oracle:
 
 @pytest.fixture(scope="module")
 def shoal(hatchery: Hatchery, oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
-    settings = {"expert_streams_max": STREAMS_MAX, "sessions_max": 2, "queue_max": 1}
+    settings: dict[str, object] = {"sessions_max": 2, "queue_max": 1}
     with Swarm(hatchery, tmp_path_factory.mktemp("swarm"), oracle.store, spread(2), settings=settings) as swarm:
         yield swarm
 
@@ -223,28 +224,57 @@ def test_a_record_with_a_bad_signature_is_refused_and_changes_nothing(shoal: Swa
     assert {peer.peer_id for peer in shoal.peers(1).peers} == before
 
 
-def test_streams_of_expert_calls_beyond_the_limit_are_refused_at_once(shoal: Swarm) -> None:
-    """The other node's own stream is there already: the fixture asked once before."""
+def test_streams_of_expert_calls_beyond_the_limit_are_refused_at_once(
+    hatchery: Hatchery, oracle: Oracle, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """From nodes that are known here, as any that is let in may be, and whose streams say nothing."""
     ends: queue.SimpleQueue[None] = queue.SimpleQueue()
-    links = [connect(Identity.create(), shoal[1].address, timeout_s=SOON_S) for _ in range(STREAMS_MAX + 1)]
+    settings: dict[str, object] = {"expert_streams_max": STREAMS_MAX}
+    with (
+        Swarm(hatchery, tmp_path_factory.mktemp("swarm"), oracle.store, spread(2), settings=settings) as swarm,
+        contextlib.ExitStack() as stack,
+    ):
+        prompt = oracle.prompt(9)
+        assert oracle.excuses(prompt, ask(swarm.client(0), prompt, NEW).tokens)  # that node's stream is there now
 
-    def never() -> Iterator[expert_pb2.ComputeRequest]:
-        ends.get()
-        yield from ()
-
-    with contextlib.ExitStack() as stack:
-        for link in links:
+        def stream() -> Any:
+            link = _introduced(swarm[1].address)
             stack.callback(link.close)
-        stack.callback(lambda: [ends.put(None) for _ in links])
-        calls = [
-            ExpertStub(link.channel(Lane.EXPERTS)).Compute(never(), metadata=link.metadata(), timeout=SOON_S)
-            for link in links
-        ]
+            stack.callback(ends.put, None)
+            return ExpertStub(link.channel(Lane.EXPERTS)).Compute(
+                (pb for pb in iter(ends.get, None)), metadata=link.metadata(), timeout=SOON_S * 4
+            )
+
+        taken = [stream() for _ in range(STREAMS_MAX - 1)]
+        for each in taken:
+            each.initial_metadata()  # it has begun
+        began = time.monotonic()
         with pytest.raises(grpc.RpcError) as refused:
-            next(calls[-1])
-        assert isinstance(status.from_rpc(refused.value, "the node"), (Overloaded, PermissionDenied))
-        for each in calls:
-            each.cancel()
+            next(stream())
+        assert isinstance(status.from_rpc(refused.value, "the node"), Overloaded)
+        assert time.monotonic() - began < SOON_S
+        assert oracle.excuses(prompt, ask(swarm.client(0), prompt, NEW).tokens)
+
+
+def _introduced(address: str) -> Link:
+    """A link of a new node that has told its record, holds nothing, and is nowhere to be called."""
+    me = Identity.create()
+    link = connect(me, address, timeout_s=SOON_S)
+    now = int(time.time() * 1000)
+    record = peers_pb2.Record(
+        public_key=me.public_key,
+        addresses=["127.0.0.1:1"],
+        certificate_sha256=bytes(32),
+        protocol=1,
+        sequence=now,
+        issued_at_ms=now,
+        expires_at_ms=now + 3_600_000,
+    ).SerializeToString()
+    signed = peers_pb2.SignedRecord(record=record, signature=me.sign(RECORD_DOMAIN, record))
+    PeersStub(link.channel(Lane.CONTROL)).Exchange(
+        peers_pb2.ExchangeRequest(records=[signed]), timeout=SOON_S, metadata=link.metadata()
+    )
+    return link
 
 
 def test_more_answers_than_the_limit_are_refused_at_once(shoal: Swarm, oracle: Oracle) -> None:

@@ -88,7 +88,7 @@ def test_prompt_logprobs_are_in_the_json_if_asked_for_and_null_where_the_model_e
         pb.GenerateEvent(token=token),
         pb.GenerateEvent(finished=pb.Finished(reason=pb.Finished.LENGTH)),
     ]
-    reply = answers.collect(events)
+    reply = answers.collect(events, print)
     assert reply["prompt_logprobs"] == [-0.5, None]
     assert reply["logprobs"] == [{"id": 3, "logprob": None, "top": [{"id": 4, "text": "b", "logprob": None}]}]
     assert json.loads(json.dumps(reply, allow_nan=False)) == reply
@@ -195,7 +195,7 @@ def test_text_that_was_cut_off_ends_with_a_newline(
         raise error
 
     with pytest.raises(type(error)):
-        answers.stream(events(), as_ids=False)
+        answers.stream(events(), print, as_ids=False)
     assert capsys.readouterr().out == printed
 
 
@@ -222,8 +222,8 @@ def test_a_node_on_this_machine_is_used_if_it_serves_the_model(node: Node) -> No
     with presence.announced(node.address):
         result = shoal("generate", "--token-ids", "5,6", "--max-tokens", "1")
         assert result.stdout == "w13 \n"
-        with nearby.connected(nearby.Wanted(model=node.door.manifest.model_id[:8]), print) as client:
-            assert client.address == node.address
+        with nearby.connected(nearby.Wanted(model=node.door.manifest.model_id[:8]), print) as doors:
+            assert doors.client.address == node.address
 
 
 def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,38 +15,21 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from toy_door import ToyDoor
 from toy_node import manifest
+from toy_testnet import TOY, toy_command, toy_planned
 from typer.testing import CliRunner
 
-from node import cli, presence, process, testnet, testnet_state
+from node import cli, ports, presence, process, testnet, testnet_state
 from node.topology import Place
 from protos.errors import BrokenInvariant, DeadlineExceeded, InvalidRequest, PortInUse, ShoalError, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from click.testing import Result
 
     from node.testnet_state import Member, Record
-
-TOY = Path(__file__).with_name("toy_testnet_node.py")
-DRIVER = f"""
-import sys
-sys.path.insert(0, {str(TOY.parent)!r})
-import test_testnet
-from node import cli, testnet
-testnet.command = test_testnet.toy_command
-cli.app(sys.argv[1:])
-"""
-
-
-def toy_command(options: testnet.Options, nodes: int):
-    def of(member: Member, seeds: Sequence[str]) -> list[str]:
-        port = member.address.rpartition(":")[2]
-        attached = ["--attached"] if options.attached else []
-        return [sys.executable, str(TOY), "--identity", member.key, "--port", port, *attached]
-
-    return of
 
 
 @pytest.fixture(autouse=True)
@@ -226,13 +210,7 @@ def test_a_node_that_ends_while_it_starts_takes_all_down_and_shows_its_log(
 
 
 def ordered(monkeypatch: pytest.MonkeyPatch, deed: str) -> None:
-    plan = testnet.planned
-
-    def planned(folder: Path, places: Sequence[Place]) -> list[Member]:
-        (folder / "deed").write_text(deed)
-        return plan(folder, places)
-
-    monkeypatch.setattr(testnet, "planned", planned)
+    monkeypatch.setattr(testnet, "planned", toy_planned(deed))
 
 
 def left_running(home: Path) -> list[int]:
@@ -248,7 +226,7 @@ def test_nodes_that_never_see_each_other_are_given_up_and_ended(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     ordered(monkeypatch, "2 deaf")
-    net = testnet.Testnet(testnet.planned(tmp_path, [Place(("all",), "a")] * 2), toy_command(OPTIONS, 2))
+    net = testnet.Testnet(planned(tmp_path, 2), toy_command(OPTIONS, 2))
     try:
         net.start()
         with pytest.raises(DeadlineExceeded, match=r"get to know each other: 1 of 2 after 0\.5 s"):
@@ -258,11 +236,16 @@ def test_nodes_that_never_see_each_other_are_given_up_and_ended(
     assert left_running(home) == []
 
 
+def planned(folder: Path, count: int) -> list[Member]:
+    with ports.reserved(count) as free:
+        return testnet.planned(folder, [Place(("all",), "a")] * count, free)
+
+
 OPTIONS = testnet.Options(Path("store"), "model")
 
 
 def test_progress_counts_nodes_and_then_their_acquaintances(tmp_path: Path) -> None:
-    net = testnet.Testnet(testnet.planned(tmp_path, [Place(("all",), "a")] * 2), toy_command(OPTIONS, 2))
+    net = testnet.Testnet(planned(tmp_path, 2), toy_command(OPTIONS, 2))
     seen: list[tuple[str, int, int]] = []
     try:
         net.start()
@@ -274,37 +257,28 @@ def test_progress_counts_nodes_and_then_their_acquaintances(tmp_path: Path) -> N
     assert seen[-1] == ("nodes get to know each other", 2, 2)
 
 
+def starting(deed: str) -> list[str]:
+    """`shoal testnet up` as a process, whose node 2 does that."""
+    return [sys.executable, str(TOY.with_name("toy_testnet.py")), deed, "testnet", "up", "-n", "2"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_up_that_is_interrupted_leaves_nothing(home: Path, number: signal.Signals) -> None:
-    (home / "data" / "shoal" / "deeds").mkdir()
-    driver = DRIVER.replace("cli.app", "test_testnet.deafen(); cli.app")
-    command = [sys.executable, "-c", driver, "testnet", "up", "-n", "2"]
-    starting = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(starting("2 deaf"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until(lambda: len(left_running(home)) == 2, 30)
-    starting.send_signal(number)
-    _, said = starting.communicate(timeout=30)
-    assert starting.returncode == 130
+    running.send_signal(number)
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == 130
     assert "interrupted; nothing is left running" in said
     assert "Traceback" not in said
     assert left_running(home) == []
     assert testnet_state.names() == []
 
 
-def deafen() -> None:
-    """In the driver: nodes that never get to know each other, so that the start lasts."""
-    with pytest.MonkeyPatch.context() as patched:
-        ordered(patched, "2 deaf")
-        deaf = testnet.planned
-    testnet.planned = deaf
-
-
 def test_an_up_that_was_killed_is_ended_by_down(home: Path) -> None:
-    driver = DRIVER.replace("cli.app", "test_testnet.deafen(); cli.app")
-    command = [sys.executable, "-c", driver, "testnet", "up", "-n", "2"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as starting:
+    with subprocess.Popen(starting("2 deaf"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         until(lambda: (record := testnet_state.load("default")) is not None and len(record.members) == 2, 30)
-        assert "is being started" in shoal("testnet", "up", "-n", "2").stderr or left_running(home)
-        starting.kill()
+        running.kill()
     assert len(left_running(home)) == 2
     assert shoal("testnet", "down").exit_code == 0
     assert left_running(home) == []
@@ -370,20 +344,28 @@ def test_a_claim_is_never_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         testnet_state.claim("default", "m")
 
 
-def test_addresses_are_free_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
+def test_ports_that_are_taken_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ports.reserved(1) as [first], ports.reserved(3) as others:
+        assert first not in others
+        with socket.socket() as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(("127.0.0.1", first))
+            listening.listen()
+            with ports.reserved(1) as [later]:
+                assert later != first
+    monkeypatch.setattr(ports, "TRIED_MAX", 2)
+    with pytest.raises(PortInUse, match="3 ports are needed"), ports.reserved(3):
+        pass
 
-    first = testnet.free_ports(1)[0]
-    with socket.create_server(("127.0.0.1", first)):
-        assert first not in testnet.free_ports(3)
-    monkeypatch.setattr(testnet, "_PORTS_TRIED_MAX", 2)
-    with pytest.raises(PortInUse, match="3 ports are needed"):
-        testnet.free_ports(3)
+
+def test_a_node_listens_on_a_port_that_is_held_for_it() -> None:
+    with ports.reserved(1) as [port], ToyDoor(port=port) as door:
+        assert door.address == f"127.0.0.1:{port}"
 
 
 def test_a_node_is_told_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    members = testnet.planned(tmp_path, [Place(("trunk:*", "experts:*/1%2"), "zone-1")] * 2)
+    members = testnet.planned(tmp_path, [Place(("trunk:*", "experts:*/1%2"), "zone-1")] * 2, [7646, 7647])
     command = testnet.command(testnet.Options(Path("/store"), "abc", attached=True), 2)
     words = command(members[0], [members[1].where])
     flags = {words[at]: words[at + 1] for at in range(4, len(words) - 1, 2) if words[at] != "--hold"}
@@ -398,7 +380,7 @@ def test_a_node_is_told_what_it_needs(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_end_of_a_log_is_short(tmp_path: Path) -> None:
-    member = testnet.planned(tmp_path, [Place(("all",), "a")])[0]
+    member = planned(tmp_path, 1)[0]
     assert testnet.log_end(member) == []
     Path(member.log).write_text("\n".join(f"line {n}" for n in range(100)))
     assert testnet.log_end(member) == [f"line {n}" for n in range(92, 100)]
@@ -408,5 +390,5 @@ def test_the_end_of_a_log_is_short(tmp_path: Path) -> None:
     ("code", "kind"), [(0, Unavailable), (1, BrokenInvariant), (2, InvalidRequest), (-9, Unavailable)]
 )
 def test_an_exit_code_means_a_family_of_errors(tmp_path: Path, code: int, kind: type[ShoalError]) -> None:
-    member = testnet.planned(tmp_path, [Place(("all",), "a")])[0]
+    member = planned(tmp_path, 1)[0]
     assert isinstance(testnet._ended(member, code), kind)
