@@ -1,6 +1,7 @@
 """What becomes of an answer whose stages or experts are lost (PROTOCOL 8.3, 8.4, 8.6)."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from toy_session import (
@@ -188,7 +189,7 @@ def test_the_looks_for_another_holder_grow_rarer_and_end_with_the_error_of_the_l
         effects = fail(session, NO_ROUTE, now=looks[-1])
     assert failure(effects) is LOST[FAR]
     assert looks[-1] == 30.0
-    gaps = [later - before for before, later in zip(looks[:-1], looks[1:], strict=True)]
+    gaps = [later - before for before, later in pairwise(looks)]
     assert gaps[:-1] == sorted(gaps[:-1])
     assert max(gaps) == RETRY_S_MAX
     assert len(looks) < 15
@@ -307,10 +308,9 @@ def test_an_answer_that_nobody_has_room_for_is_refused_at_once(peer: PeerId) -> 
 def test_an_answer_under_way_waits_for_room() -> None:
     session = feeding()
     arrive(session)
-    lose(session, FAR)
     session.handle(Routed(DETOUR), 0.0)
     fail(session, FULL, OTHER)
-    fail(session, NO_ROUTE)
+    assert told(fail(session, NO_ROUTE))[0].code == "overloaded"
     assert session.state is State.WAITING
 
 
@@ -346,11 +346,12 @@ def test_where_stages_ask_for_experts_a_step_may_wait_for_these() -> None:
     assert session.deadline == now + min(STEP_DEADLINE_S_MIN + 10.0, STEP_DEADLINE_S)
 
 
-def test_the_first_step_of_another_route_has_the_whole_deadline_again() -> None:
+def test_the_first_step_of_another_route_has_the_whole_deadline_again_be_it_one_row() -> None:
     session = feeding()
     now = slow_until(session, 0.01)
-    lose(session, FAR, now)
-    reopen(session, DETOUR, (7, 7, 0), now)
+    [fed] = reopen(session, DETOUR, (6, 6, 6), now)
+    assert isinstance(fed, SendStep)
+    assert len(fed.tokens) == 1
     assert session.deadline == now + STEP_DEADLINE_S
 
 

@@ -1,6 +1,5 @@
 """Laws over all of a session's states, with whatever may happen."""
 
-import copy
 import random
 
 import pytest
@@ -41,8 +40,8 @@ EVENTS: list[Event] = [
 ]
 
 
-def snapshot(session: Session) -> dict[str, object]:
-    return copy.deepcopy(vars(session))
+def snapshot(session: Session) -> str:
+    return repr(vars(session))
 
 
 def test_every_state_has_its_test_session() -> None:
@@ -58,7 +57,7 @@ def test_an_illegal_transition_raises_and_changes_nothing(state: State) -> None:
         before = snapshot(session)
         with pytest.raises(IllegalTransition, match=f"cannot happen to a session that is {state.value}"):
             session.handle(event, 0.0)
-        assert str(snapshot(session)) == str(before)
+        assert snapshot(session) == before
 
 
 @pytest.mark.parametrize("state", [State.DONE, State.FAILED])
@@ -98,11 +97,11 @@ def test_whatever_happens_a_closed_session_stays_closed_one_end_is_told_and_noth
     for entry, pause_s in script:
         now += pause_s
         event = made(entry, session)
-        before = str(snapshot(session))
+        before = snapshot(session)
         try:
             effects += session.handle(event, now)
         except IllegalTransition:
-            assert str(snapshot(session)) == before
+            assert snapshot(session) == before
         assert session.state is State.PLANNING or session.ended == (session.deadline is None)
     for _ in range(40):  # left alone, it ends
         if not session.ended:
@@ -147,11 +146,9 @@ class _Swarm:
         self.logs[peer] = []
         kind = self.random.random()
         if kind < 0.2:
-            return StepFailed(session.epoch, ExpertsUnreachable("none"), 0, peer) if self._is_fed(session) else None
+            is_fed = session.state is State.FEEDING
+            return StepFailed(session.epoch, ExpertsUnreachable("none"), 0, peer) if is_fed else None
         return DeadlinePassed(frozenset({peer})) if kind < 0.5 else StepFailed(session.epoch, LOST[FAR], 0, peer)
-
-    def _is_fed(self, session: Session) -> bool:
-        return session.state is State.FEEDING
 
     def _compute(self, step: SendStep) -> Event:
         for peer in self.peers:
