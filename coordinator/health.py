@@ -164,6 +164,13 @@ class PeerHealth:
             return Health.ALIVE
         return Health.DEAD if now < entry.open_until else Health.SUSPECT
 
+    def standing(self, peer: PeerId, now: float) -> Health:
+        """For who plans: as `state`, but lateness makes nobody DEAD.  A busy peer still holds what it holds."""
+        state = self.state(peer, now)
+        if state is Health.DEAD and self._entries[peer].failure is _Failure.LATE:
+            return Health.SUSPECT
+        return state
+
     def states(self, now: float) -> dict[PeerId, Health]:
         """Whoever is not ALIVE."""
         states = {peer: self.state(peer, now) for peer in list(self._entries)}

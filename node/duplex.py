@@ -63,6 +63,7 @@ class Duplex(Generic[Q, R]):
         self._alive = True
         self._call: StreamCall[R] | None = None
         self._reason: ShoalError | None = None  # why this side ended it
+        self._broken = False  # and did not wait for the other
         self._thread = threading.Thread(target=self._run, name=f"shoal-duplex {name}", daemon=True)
         self._thread.start()
 
@@ -89,6 +90,13 @@ class Duplex(Generic[Q, R]):
         """Ends the stream; what is still queued is not sent.  May be repeated."""
         self._break(ShuttingDown(f"the stream to {self._name} was closed on this side"))
 
+    def finish(self) -> None:
+        """Sends what is queued and no more; the stream ends when the other side has taken note.  May be repeated."""
+        with self._lock:
+            self._reason = self._reason or ShuttingDown(f"the stream to {self._name} was finished on this side")
+            self._alive = False
+            self._queue.put(_End())
+
     def join(self, timeout_s: float) -> bool:
         """Waits until `on_end` has returned; False if that took too long."""
         self._thread.join(timeout_s)
@@ -107,7 +115,7 @@ class Duplex(Generic[Q, R]):
             call = self._start(self._outgoing())
             with self._lock:
                 self._call = call
-            if self._reason is not None:  # closed while it started: nobody else will cancel it
+            if self._broken:  # while it started: nobody else will cancel it
                 call.cancel()
             for reply in call:
                 self._on_reply(reply)
@@ -134,6 +142,7 @@ class Duplex(Generic[Q, R]):
     def _break(self, reason: ShoalError) -> None:
         with self._lock:
             self._reason = self._reason or reason
+            self._broken = True
             self._alive = False
             self._queue.put(_End())
         self._cancel()

@@ -80,15 +80,20 @@ class Mail:
         with self._lock:
             self._streams[peer] += 1
 
-    def left(self, peer: PeerId) -> None:
-        """A peer's stream broke.  With its last one, the stages that it computes are lost."""
+    def left(self, peer: PeerId, *, lost: bool) -> None:
+        """A peer's stream ended.  If the last one broke, the stages that it computes are lost.
+
+        One that the peer finished is no loss: it had no session of this door, and begins another for the next one.
+        """
         with self._lock:
             self._streams[peer] -= 1
             if self._streams[peer] > 0:
                 return
             del self._streams[peer]
-            lost = [(session, box) for session, box in self._boxes.items() if peer in box.stages]
-        for session, box in lost:
+            if not lost:
+                return
+            parted = [(session, box) for session, box in self._boxes.items() if peer in box.stages]
+        for session, box in parted:
             error = PeerLost("its stream of results has ended")
             assert box.epoch is not None, "stages and epoch are set together"
             box.put(StageFailed(session, box.epoch, 0, error, box.stages[peer]))

@@ -77,13 +77,13 @@ class PeerStreams(Generic[Q, R]):
         return found is not None and found[1].alive
 
     def drop(self, peer: PeerId) -> None:
-        """Ends the peer's stream, which nobody needs now; its end is not told."""
+        """Finishes the peer's stream, which nobody needs now: no loss, for either side; its end is not told."""
         with self._lock:
             found = self._streams.pop(peer, None)
             if found is not None:
                 self._dropped.add(found[0])
         if found is not None:
-            found[1].close()
+            found[1].finish()
 
     def peers(self) -> list[PeerId]:
         with self._lock:

@@ -267,7 +267,7 @@ class Roster:
         return chosen
 
     def _state(self, peer: PeerId, now: float) -> Health:
-        return max(self._reach.state(peer), self._health.state(peer, now))
+        return max(self._reach.state(peer), self._health.standing(peer, now))
 
     def _compare(self, now: float) -> None:
         """Counts a change when a peer's health is another than it was."""

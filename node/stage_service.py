@@ -204,8 +204,9 @@ class _Door:
         caller = self._caller(context)
         with self._count.one():
             self._mail.joined(caller)
+            finished = False
             try:
-                for result in _until_broken(results):
+                for result in results:
                     try:
                         self._mail.take(caller, read_result(result, self._manifest))
                     except ShoalError as error:
@@ -215,8 +216,11 @@ class _Door:
                             position=result.position,
                             error=messages.failed(error),
                         )
+                finished = True
+            except grpc.RpcError:  # that its other end is gone is an end like any other
+                pass
             finally:
-                self._mail.left(caller)
+                self._mail.left(caller, lost=not finished)
 
 
 def _until_broken(items: Iterator[T]) -> Iterator[T]:

@@ -93,6 +93,15 @@ def test_the_second_miss_in_a_row_opens_and_the_first_makes_suspect(error: Shoal
         assert health.state(PEER, 0.0) is (Health.DEAD if opened else Health.SUSPECT)
 
 
+def test_a_late_peer_is_not_asked_now_and_still_holds_what_it_holds() -> None:
+    health = PeerHealth()
+    for _ in range(2):
+        health.late(PEER, 10.0)
+    assert (health.state(PEER, 10.1), health.standing(PEER, 10.1)) == (Health.DEAD, Health.SUSPECT)
+    health.failed(PEER, LOST, 20.0)
+    assert health.state(PEER, 20.1) == health.standing(PEER, 20.1) == Health.DEAD
+
+
 def test_an_answer_between_two_misses_forgives_the_first() -> None:
     health = PeerHealth()
     health.late(PEER, 0.0)

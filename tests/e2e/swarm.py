@@ -319,7 +319,12 @@ class Answer:
 
 
 def ask(
-    client: Client, prompt: Sequence[int], new: int, on_token: Callable[[int], None] = lambda _: None, **more: Any
+    client: Client,
+    prompt: Sequence[int],
+    new: int,
+    on_token: Callable[[int], None] = lambda _: None,
+    on_notice: Callable[[pb.Notice], None] = lambda _: None,
+    **more: Any,
 ) -> Answer:
     """The whole answer; `on_token` hears how many tokens there are by now."""
     answer = Answer()
@@ -330,6 +335,7 @@ def ask(
             on_token(len(answer.tokens))
         elif event.HasField("notice"):
             answer.notices.append(event.notice)
+            on_notice(event.notice)
     return answer
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from oracle import Oracles
     from swarm import Hatchery, Node
 
+    from protos import inference_pb2 as pb
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 SESSIONS = 16
@@ -132,19 +134,13 @@ def test_when_an_expert_has_no_holder_left_the_answer_waits_and_then_names_what_
     with Swarm(hatchery, tmp_path, oracle.store, spread(2), settings=settings) as swarm, ThreadPoolExecutor(1) as pool:
         waiting = []
 
-        def repair() -> None:
-            swarm[1].start()
-            swarm[1].wait_ready()
+        def repair(notice: pb.Notice) -> None:
+            if notice.code == "experts_unreachable":
+                waiting.append(pool.submit(swarm.restart, swarm[1]))
 
-        def kill(tokens: int) -> None:
-            if tokens == 5:
-                swarm[1].kill()
-                waiting.append(pool.submit(repair))
-
-        answer = ask(swarm.client(0), prompt, NEW * 3, kill)
+        answer = ask(swarm.client(0), prompt, NEW * 3, lambda tokens: swarm[1].kill() if tokens == 5 else None, repair)
         waiting[0].result(SETTLE_S)
         assert oracle.excuses(prompt, answer.tokens)
-        assert "experts_unreachable" in [notice.code for notice in answer.notices]
     with Swarm(
         hatchery, tmp_path / "again", oracle.store, spread(2), settings=settings | {"repair_wait_s": 1.0}
     ) as swarm:

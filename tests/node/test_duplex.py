@@ -79,6 +79,29 @@ def test_messages_arrive_in_order_and_a_callable_is_called_in_the_sending_thread
         assert isinstance(heard.why(), ShuttingDown)
 
 
+def test_a_stream_that_is_finished_sends_what_is_queued_and_ends_well_for_both_sides() -> None:
+    heard, got = Heard(), []
+    ended_well = threading.Event()
+
+    def count(requests: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
+        got.extend(requests)
+        ended_well.set()
+        yield b"all"
+
+    with serving(count) as channel:
+        stream = heard.open(channel.stream_stream(METHOD))
+        for item in (b"one", b"two"):
+            stream.send(item)
+        stream.finish()
+        stream.finish()
+        with pytest.raises(PeerLost):
+            stream.send(b"three")
+        assert ended_well.wait(WAIT_S)
+        assert heard.replies.get(timeout=WAIT_S) == b"all"
+        assert isinstance(heard.why(), ShuttingDown)
+    assert got == [b"one", b"two"]
+
+
 def test_close_may_be_repeated_ends_it_once_and_leaves_no_thread() -> None:
     heard = Heard()
     with serving(echo) as channel:

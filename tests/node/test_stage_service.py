@@ -217,9 +217,11 @@ def test_mail_takes_a_peer_s_word_for_its_own_stage_and_its_neighbours() -> None
     mail.take(a, StageFailed(S, epoch, 0, error, 1))
     mail.joined(b)
     mail.joined(b)
-    mail.left(b)
+    mail.left(b, lost=True)
+    mail.left(b, lost=False)  # it had finished with its last one
     assert len(got) == 2
-    mail.left(b)
+    mail.joined(b)
+    mail.left(b, lost=True)
     assert (got[2].stage, got[2].error.code) == (1, "peer_lost")
     mail.forget(S)
     mail.deliver(StepResult(S, epoch, 3, token=1))
