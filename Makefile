@@ -30,10 +30,10 @@ $(DEMO_STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --progress-bar on -c constraints.txt -e '.[demo]'
 	@touch $@
 
-demo: $(DEMO_STAMP)  ## Build the demo model once, and stream an answer from it
+demo: $(DEMO_STAMP)  ## Four nodes answer together, and go on when one is killed (builds the demo model once)
 	@checkpoint=$$($(BIN)/shoal demo-model) && \
 	model=$$($(BIN)/shoal pack "$$checkpoint") && \
-	$(BIN)/shoal generate --model "$$model" --stats "$(PROMPT)"
+	$(BIN)/shoal demo --model "$$model" "$(PROMPT)"
 
 test: unit families e2e  ## The fast suite: unit, families, end to end (below 5 minutes on 2 cores)
 

@@ -161,7 +161,7 @@ class ExpertPort:
         self._ill.add(peer)
         log.get("experts").warning("calls go to other replicas", peer=peer, layer=layer, error=str(error))
         if self.on_notice is not None:
-            message = f"experts of the peer {peer[:8]} are computed by others now: {error}"
+            message = f"peer {peer[:8]} does not compute its experts now, and others do: {error}"
             self.on_notice(Notice(code=error.code, message=message, peer_id=peer))
 
     def _begin(self, layer: int) -> bool:

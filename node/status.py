@@ -8,6 +8,7 @@ section 11.
 from __future__ import annotations
 
 import errno
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -85,6 +86,9 @@ _PATHS = (
     errno.EPERM,
     errno.EROFS,
 )
+
+# What gRPC says of a connection that it had: `Stream removed (recvmsg:Connection reset by peer (104))`.
+_BROKE = re.compile(r"(?:recvmsg|sendmsg|Socket closed)[: ]*([^()\]]*)")
 
 # What gRPC itself says, when no code of ours came with it.
 _FOREIGN: dict[grpc.StatusCode, type[ShoalError]] = {
@@ -168,6 +172,8 @@ def _received(code: str, status: grpc.StatusCode) -> type[ShoalError]:
 def _foreign(status: grpc.StatusCode, details: str, address: str) -> ShoalError:
     kind = _FOREIGN.get(status, RemoteError)
     if kind is PeerLost:
+        if broke := _BROKE.search(details):
+            return PeerLost(f"the connection to {address} broke ({broke[1].strip() or 'it was closed'})")
         return PeerLost(
             f"no node answers at {address} ({_reason(details)}): is one running there, and is the address right?"
         )

@@ -157,3 +157,17 @@ def test_what_the_system_refuses_is_the_callers_path_or_weather(
     found = status.from_system(error)
     assert type(found) is kind
     assert says in found.message
+
+
+@pytest.mark.parametrize(
+    ("details", "says"),
+    [
+        ("Stream removed (recvmsg:Connection reset by peer (104))", "to h:1 broke .Connection reset by peer."),
+        ("Socket closed", "to h:1 broke .it was closed."),
+        ("last error: UNKNOWN: connect: Connection refused (111)", "no node answers at h:1 .Connection refused"),
+    ],
+)
+def test_a_connection_that_broke_is_told_from_one_that_was_never_there(details: str, says: str) -> None:
+    error = status._foreign(grpc.StatusCode.UNAVAILABLE, details, "h:1")
+    assert isinstance(error, PeerLost)
+    assert re.search(says, error.message), error.message
