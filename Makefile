@@ -12,7 +12,7 @@ PROMPT ?= What is the capital of France?
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test unit families e2e slow lint types laws protos ci containers bench bench-decode bench-experts bench-linear bench-start bench-pack clean
+.PHONY: help demo test unit families e2e slow lint types laws protos ci containers bench bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,10 +67,22 @@ containers: $(STAMP)  ## Four nodes in containers, one killed in the middle of a
 
 ci: test lint types laws protos slow containers  ## All that CI asks
 
-bench: bench-decode bench-experts bench-linear bench-start bench-pack  ## Every figure that the README quotes
+bench: bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack  ## Every figure that the README quotes
 
 bench-decode: $(STAMP)  ## Tokens a second against transformers, batch 1 and 8
 	$(BIN)/python -m bench.decode
+
+bench-swarm: $(STAMP)  ## Two and four nodes against one and against transformers
+	$(BIN)/python -m bench.swarm
+
+bench-lane: $(STAMP)  ## What a remote layer costs beyond compute
+	$(BIN)/python -m bench.expert_lane
+
+bench-rtt: $(STAMP)  ## Long ways between nodes: 1, 5, 20 and 50 ms
+	$(BIN)/python -m bench.rtt
+
+bench-failover: $(STAMP)  ## How much later a token comes when a peer dies
+	$(BIN)/python -m bench.failover
 
 bench-experts: $(STAMP)  ## Ways to compute experts at 1, 8, 64 and 256 rows
 	$(BIN)/python -m bench.experts

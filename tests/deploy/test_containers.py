@@ -6,10 +6,13 @@ Where no engine can be had this is skipped, and says so.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from containers import Engine, NoEngine, Project
+from containers import Project
+from engine import SHORT_S, Engine, NoEngine, run
 from swarm import free_ports, until
 
 from node.client import Client
@@ -17,6 +20,7 @@ from protos import inference_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(540)]
 
@@ -102,6 +106,15 @@ def test_a_command_in_a_container_gets_the_answer_that_the_published_door_gives(
     question = ("--json", "--max-tokens", str(NEW), "--temperature", "0", "--ignore-eos", QUESTION)
     said = project.compose("exec", "-T", DOOR, "shoal", "generate", "--node", "localhost:7645", *question)
     assert json.loads(said)["token_ids"] == expected
+
+
+def test_a_chat_on_this_machine_reaches_the_published_door(project: Project, tmp_path: Path) -> None:
+    """With a key of its own, which nobody told the door."""
+    command = [sys.executable, "-m", "node.cli", "chat", "--node", project.door, "--temperature", "0", "--stats"]
+    homes = {f"XDG_{name}_HOME": str(tmp_path) for name in ("CONFIG", "DATA")}
+    said = run(command, {**os.environ, **homes}, SHORT_S, f"{QUESTION}\nAnd of Italy?\n")
+    assert "Paris" in said
+    assert "Rome" in said
 
 
 def test_an_answer_goes_on_when_a_container_is_killed_and_the_node_comes_back_as_who_it_was(
