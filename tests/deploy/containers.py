@@ -39,7 +39,8 @@ class Project:
         try:
             self.compose("build", "model", within_s=BUILD_S)
             self.compose("up", "--detach", within_s=UP_S)
-        except BaseException:
+        except BaseException as error:
+            error.add_note(self.logs())
             self.__exit__()
             raise
         return self
