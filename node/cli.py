@@ -215,7 +215,7 @@ def run(
     Examples:
 
         shoal run
-        shoal run --hold trunk:* --hold experts:*/0%2 --join 10.0.0.2:7645
+        shoal run --hold 'trunk:*' --hold 'experts:*/0%2' --join 10.0.0.2:7645
         shoal run --model 3f2a --port 9000 --memory-limit 8GiB
         SHOAL_LOG_FORMAT=json shoal run --device cuda:0
     """
