@@ -1,22 +1,27 @@
-"""The demo model in float32, over four nodes and four spans, and with a node killed: transformers' tokens.
+"""The demo model in float32, in every topology, and with peers that die, freeze or lie: transformers' tokens.
 
 The checkpoint is built in the user's cache if it is not there; where its source cannot be fetched, this is skipped.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import oracle as oracles
 import pytest
 from deeds import Deed
-from swarm import Swarm, ask, spans, spread
+from swarm import Swarm, ask, spans, spans_with_experts_elsewhere, spread
 from transformers import AutoTokenizer
 
 from node.demo.build import build
 from node.demo.source import SourceUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from deeds import What
     from oracle import Oracle
     from swarm import Hatchery
 
@@ -44,32 +49,57 @@ def prompt(demo: Oracle) -> list[int]:
     return ids
 
 
-def test_experts_over_four_nodes_and_one_that_dies(
-    demo: Oracle, prompt: list[int], hatchery: Hatchery, tmp_path_factory: pytest.TempPathFactory
+TOPOLOGIES = {
+    "experts over four": lambda layers: spread(4),
+    "experts over four, twice": lambda layers: spread(4, 2),
+    "two spans": lambda layers: spans(layers, 2),
+    "four spans": lambda layers: spans(layers, 4),
+    "spans with experts elsewhere": lambda layers: spans_with_experts_elsewhere(layers, 2, 2),
+}
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_three_doors_give_the_tokens_of_transformers(
+    demo: Oracle, prompt: list[int], hatchery: Hatchery, tmp_path: Path, name: str
 ) -> None:
+    holds = TOPOLOGIES[name](demo.manifest.layers)
+    with Swarm(hatchery, tmp_path, demo.store, holds) as swarm, ThreadPoolExecutor(3) as pool:
+        doors = [swarm.client(n % len(swarm.nodes)) for n in range(3)]
+        answers = list(pool.map(lambda door: ask(door, prompt, NEW), doors))
+        assert [demo.excuses(prompt, answer.tokens) for answer in answers] == [True] * 3
+
+
+@pytest.fixture(scope="module")
+def four(demo: Oracle, hatchery: Hatchery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
+    """Two replicas of each expert."""
     with Swarm(hatchery, tmp_path_factory.mktemp("swarm"), demo.store, spread(4, 2)) as swarm:
-        assert demo.excuses(prompt, ask(swarm.client(0), prompt, NEW).tokens)
-        mine = swarm[0].peer
-        work = {peer: total.calls for peer, total in swarm.work(0).items() if peer != mine}
-        victim = swarm.by_peer(max(work, key=lambda peer: work[peer]))
-        victim.order(Deed("kill", "decode", 100))
-        answer = ask(swarm.client(0), prompt, NEW)
-        assert len(victim.done) == 1
-        assert victim.peer in [notice.peer_id for notice in answer.notices]
+        yield swarm
+
+
+@pytest.mark.parametrize("moment", ["prefill", "early", "late"])
+@pytest.mark.parametrize("what", ["kill", "freeze", "shape"])
+def test_an_expert_peer_that_fails_costs_no_token(
+    demo: Oracle, prompt: list[int], four: Swarm, what: What, moment: str
+) -> None:
+    before = _calls(four)
+    assert demo.excuses(prompt, ask(four.client(0), prompt, NEW).tokens)
+    gained = {peer: calls - before.get(peer, 0) for peer, calls in _calls(four).items()}
+    peer = max(gained, key=lambda peer: gained[peer])
+    victim = four.by_peer(peer)
+    after = {"prefill": 3, "early": 5, "late": gained[peer] * 3 // 4}[moment]
+    victim.order(Deed(what, "prefill" if moment == "prefill" else "decode", after))
+    try:
+        answer = ask(four.client(0), prompt, NEW)
+        assert len(victim.done) == 1, "the peer was in use at that moment"
+        assert four.work(0)[peer].retried > 0, "a call went elsewhere, and the door counted it"
+        assert peer in [notice.peer_id for notice in answer.notices], "the client was told"
         assert demo.excuses(prompt, answer.tokens)
+    finally:
+        victim.kill()
+        four[0].kill()
+        four.restart(victim, four[0])
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_spans(
-    demo: Oracle, prompt: list[int], hatchery: Hatchery, tmp_path_factory: pytest.TempPathFactory, count: int
-) -> None:
-    holds = spans(demo.manifest.layers, count)
-    with Swarm(hatchery, tmp_path_factory.mktemp("swarm"), demo.store, holds) as swarm:
-        assert demo.excuses(prompt, ask(swarm.client(0), prompt, NEW).tokens)
-
-
-def test_experts_over_four_nodes_once(
-    demo: Oracle, prompt: list[int], hatchery: Hatchery, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    with Swarm(hatchery, tmp_path_factory.mktemp("swarm"), demo.store, spread(4)) as swarm:
-        assert demo.excuses(prompt, ask(swarm.client(0), prompt, NEW).tokens)
+def _calls(swarm: Swarm) -> dict[str, int]:
+    """To other nodes, for the door's stage."""
+    return {peer: total.calls for peer, total in swarm.work(0).items() if peer != swarm[0].peer}
