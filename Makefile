@@ -38,10 +38,10 @@ demo: $(DEMO_STAMP)  ## Four nodes answer together, and go on when one is killed
 test: unit families e2e  ## The fast suite: unit, families, end to end (below 5 minutes on 2 cores)
 
 unit: $(STAMP)  ## Pure units, parsers, stores, the door against toys
-	$(BIN)/python -m pytest -q -m 'not families and not e2e and not slow and not containers'
+	$(BIN)/python -m pytest -q -n 2 -m 'not families and not e2e and not slow and not containers'
 
 families: $(STAMP)  ## Every family against transformers, token for token
-	$(BIN)/python -m pytest -q -m 'families and not slow'
+	$(BIN)/python -m pytest -q -n 2 -m 'families and not slow'
 
 e2e: $(STAMP)  ## Real processes, a real store, the real command
 	$(BIN)/python -m pytest -q -m 'e2e and not slow'

@@ -20,14 +20,10 @@ if TYPE_CHECKING:
 NEW = 64
 LENGTHS = (7, 20, 45)
 
-FAMILIES = [
-    "deepseek_v3",
-    "phimoe",
-    pytest.param("mixtral", marks=pytest.mark.slow),
-    pytest.param("gpt_oss", marks=pytest.mark.slow),
-]
+FAMILIES = ["deepseek_v3", "phimoe", "mixtral", "gpt_oss"]
 
-pytestmark = pytest.mark.e2e
+# Fast suite: swarms are compared with transformers in test_swarm_answers.
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 class Served:
