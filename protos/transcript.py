@@ -10,6 +10,9 @@ from protos.ids import PeerId
 CALLER_DOMAIN: Final = b"shoal hello caller v1"
 SERVER_DOMAIN: Final = b"shoal hello server v1"
 RECORD_DOMAIN: Final = b"shoal record v1"
+CLAIM_DOMAIN: Final = b"shoal claim v1"
+SUSPICION_DOMAIN: Final = b"shoal suspicion v1"
+DATAGRAM_DOMAIN: Final = b"shoal datagram v1"
 
 NO_CERTIFICATE: Final = bytes(32)
 """Stands for the certificate's sha256 where there is none (plaintext)."""
