@@ -12,7 +12,7 @@ PROMPT ?= What is the capital of France?
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test unit families e2e slow lint types laws protos ci containers bench bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack clean
+.PHONY: help demo test unit families e2e namespaces slow lint types laws protos ci containers bench bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,13 +38,17 @@ demo: $(DEMO_STAMP)  ## Four nodes answer together, and go on when one is killed
 test: unit families e2e  ## The fast suite: unit, families, end to end (below 5 minutes on 2 cores)
 
 unit: $(STAMP)  ## Pure units, parsers, stores, the door against toys
-	$(BIN)/python -m pytest -q -n 2 -m 'not families and not e2e and not slow and not containers'
+	$(BIN)/python -m pytest -q -n 2 -m 'not families and not e2e and not slow and not namespaces and not containers'
 
 families: $(STAMP)  ## Every family against transformers, token for token
 	$(BIN)/python -m pytest -q -n 2 -m 'families and not slow'
 
 e2e: $(STAMP)  ## Real processes, a real store, the real command
 	$(BIN)/python -m pytest -q -m 'e2e and not slow'
+
+namespaces: $(STAMP)  ## Nodes on one LAN, in network namespaces (needs Linux, root and iproute2, which it installs)
+	@command -v ip >/dev/null || test "$$(id -u)" != 0 || { apt-get update -qq && apt-get install -y -qq iproute2; } || true
+	$(BIN)/python -m pytest -q -m namespaces tests/net
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -65,7 +69,7 @@ slow: $(STAMP)  ## Minutes long: a 4 GB checkpoint, a hundred runs in a row
 containers: $(STAMP)  ## Four nodes in containers, one killed in the middle of an answer (needs Docker)
 	$(BIN)/python -m pytest -q -m containers tests/deploy
 
-ci: test lint types laws protos slow containers  ## All that CI asks
+ci: test lint types laws protos namespaces slow containers  ## All that CI asks
 
 bench: bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack  ## Every figure that the README quotes
 

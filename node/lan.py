@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     News = trio.MemorySendChannel[Found | Withdrawn]
 
 TTL_S = 60
-"""How long an announcement holds unless repeated.  RFC 6762 suggests 120 s for hosts; who is killed should go sooner."""
+"""How long an announcement holds unless repeated.  RFC 6762 suggests 120 s; who is killed should go sooner."""
 
 INTERFACES_S = 15.0
 """How often this machine's addresses are looked at: who comes home with a laptop waits no longer."""
