@@ -1,4 +1,4 @@
-"""A census: claims of many peers, frozen, which any number of nodes in one process can share.
+"""A census: members of a network, frozen, which any number of nodes in one process can share.
 
 Pure data.  Law: it never changes; what a node learns later lies over it, in that node's own differences.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from node.member import Member, State
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -14,26 +16,27 @@ if TYPE_CHECKING:
 
 
 class Census:
-    """Claims by index and by peer.  They are believed: whoever makes a census has verified them."""
+    """All alive, in some order.  Their claims are believed: whoever makes a census has verified them."""
 
-    __slots__ = ("_index", "claims")
+    __slots__ = ("_index", "members", "peers")
 
     def __init__(self, claims: Iterable[Claim] = ()) -> None:
-        """One claim a peer, none of them `left`; a second one of a peer raises ValueError."""
-        self.claims: Final = tuple(claims)
-        self._index: Final = {claim.peer: index for index, claim in enumerate(self.claims)}
-        if len(self._index) < len(self.claims) or any(claim.left for claim in self.claims):
+        """One claim a peer, none of them `left`; otherwise ValueError."""
+        self.members: Final = tuple(Member(claim, State.ALIVE) for claim in claims)
+        self.peers: Final[tuple[PeerHash, ...]] = tuple(member.claim.peer for member in self.members)
+        self._index: Final = {peer: index for index, peer in enumerate(self.peers)}
+        if len(self._index) < len(self.members) or any(member.claim.left for member in self.members):
             raise ValueError("a census has one claim of each peer, and none of a peer that left")
 
     def __len__(self) -> int:
-        return len(self.claims)
+        return len(self.members)
 
     def __contains__(self, peer: PeerHash) -> bool:
         return peer in self._index
 
-    def claim_of(self, peer: PeerHash) -> Claim | None:
+    def get(self, peer: PeerHash) -> Member | None:
         index = self._index.get(peer)
-        return None if index is None else self.claims[index]
+        return None if index is None else self.members[index]
 
 
 EMPTY: Final = Census()

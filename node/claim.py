@@ -102,13 +102,12 @@ def verify_item(verify: Verify, network: bytes, item: Item) -> None:
 
 
 def encoded_bytes(item: Item) -> int:
-    """What it takes in a datagram, with its tag and length: every field has a tag of one byte, every length one."""
+    """What it takes in a datagram, with tag and length.  A field has a tag of one byte, a key a length of one."""
     if isinstance(item, Claim):
         content = 34 + _number_bytes(item.incarnation) + _number_bytes(item.sequence) + 2 * item.left + 66
     else:
         content = 34 + _number_bytes(item.incarnation) + 34 + 66
-    inner = content + 1 + _varint_bytes(content)
-    return inner + 1 + _varint_bytes(inner)
+    return 1 + _varint_bytes(content) + content
 
 
 def _claim_bytes(network: bytes, peer: PeerHash, incarnation: int, sequence: int, left: bool) -> bytes:

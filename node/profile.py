@@ -41,12 +41,12 @@ class Profile:
     [Lifeguard] LHM, S = 8; [memberlist] AwarenessMaxMultiplier."""
 
     suspicion_health: bool = True
-    """Local ill health stretches suspicions too: who is slow itself gives others more time.  Ours; off: as memberlist."""
+    """Local ill health stretches suspicions too: who is slow itself gives others more time.  Ours; memberlist: off."""
 
     pause_s: float = 0.25
-    """A timer that is handled later than this says that this process stood still, and all running timers are moved by the
-    same time: what came in meanwhile has not been read yet.  Above the scheduler's delay, at most probe_timeout_s; 0: off.
-    Ours."""
+    """A timer that is handled later than this says that this process stood still, and all running timers are moved by
+    the same time: what came in meanwhile has not been read yet.  Above the scheduler's delay, at most probe_timeout_s;
+    0: off.  Ours."""
 
     suspicion_multiplier: int = 4
     """A suspicion lasts at least this * max(1, log10 n) * probe_period_s.  3 to 10; confirmations that count: this - 2.
@@ -64,7 +64,8 @@ class Profile:
     [SWIM] lambda log n; [memberlist] RetransmitMult."""
 
     gossip_period_s: float = 0.2
-    """News that no probe takes along is sent so often, while there is some.  At least 0.05.  [memberlist] GossipInterval."""
+    """News that no probe takes along is sent so often, while there is some.  At least 0.05.
+    [memberlist] GossipInterval."""
 
     gossip_fanout: int = 3
     """To so many peers.  0 (off: on probes alone, as in [SWIM]) to 8.  [memberlist] GossipNodes."""
@@ -89,16 +90,17 @@ class Profile:
     item in gossip (minutes).  Ours: a record's life is an hour or more."""
 
     members_max: int = 16_384
-    """Members and tombstones.  When all places are taken strangers are refused, and known ones stay.  About 400 bytes each."""
+    """Members and tombstones, about 400 bytes each.  A stranger gets the place of the oldest tombstone; where there is
+    none it is refused, and the known ones stay."""
 
-    tombstones_max: int = 4096
+    tombstones_max: int = 12_288
     """Of these, dead and left ones; beyond it the oldest are forgotten early."""
 
     items_max: int = 8
     """Items on one message; 1,200 bytes hold about as many.  1 to 8."""
 
     broadcasts_max: int = 512
-    """Items that wait to be told; beyond it the one that was told most often goes, and a push-pull is wanted instead."""
+    """Items that wait to be told; beyond it the one told most often goes, and a push-pull is wanted instead."""
 
     synced_broadcasts_max: int = 64
     """Of what one push-pull brings, so many are passed on: a newcomer learns of thousands that all others know."""
