@@ -143,6 +143,12 @@ def run(
     advertise: Annotated[
         str | None, option("HOST:PORT", "Where other nodes reach this one (default: where it listens).", NETWORK)
     ] = None,
+    lan: Annotated[
+        str | None, option("HOW", "Find nodes on this LAN: on, off or auto (default: unless on loopback).", NETWORK)
+    ] = None,
+    peers_file: Annotated[
+        Path | None, option("FILE", "Peers of the last run, tried again (default: beside the key).", NETWORK)
+    ] = None,
     identity: Annotated[
         Path | None, option("FILE", "The node's key (default: the user's node.key, made if there is none).", NETWORK)
     ] = None,

@@ -76,6 +76,15 @@ class Config(BaseSettings):
         max_length=300,
         description="host:port where other nodes reach this one. Unset: where it listens; needed with 0.0.0.0.",
     )
+    lan: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="on: find the network's nodes on this LAN and tell them of this one (mDNS); off: do not. "
+        "auto: on unless host is loopback.",
+    )
+    peers_file: Path | None = Field(
+        default=None,
+        description="File with the peers of the last run, which the next one tries. Unset: beside identity.",
+    )
     zone: str = Field(default="", max_length=64, description="What fails together with this node: a rack, a site.")
     owner: str = Field(default="", max_length=64, description="Who runs this node.")
     clients: Words = Field(
@@ -155,6 +164,11 @@ class Config(BaseSettings):
     def _words(cls, value: object) -> object:
         return tuple(value.split()) if isinstance(value, str) else value
 
+    @field_validator("lan", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: object) -> object:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
     @model_validator(mode="after")
     def _reachable_and_safe(self) -> Self:
         if self.plaintext and not is_loopback(self.host):
@@ -164,6 +178,15 @@ class Config(BaseSettings):
         if not self.hold:
             raise ValueError("hold is empty; leave it out to hold all")
         return self
+
+    @property
+    def searches_lan(self) -> bool:
+        return self.lan == "on" or (self.lan == "auto" and not is_loopback(self.host))
+
+    @property
+    def remembered(self) -> Path:
+        """Beside the key, because it is this node's memory: two nodes of one user do not share it."""
+        return self.peers_file or self.identity.with_suffix(".peers")
 
 
 def is_loopback(host: str) -> bool:

@@ -25,7 +25,7 @@ class Source(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """`address`: host:port or host:port#PEERID, host an IP address.  `seed`: whose name it was looked up for."""
+    """`address`: host:port or host:port#PEERID; a seed's has no name for a host, but `seed` is the one it came from."""
 
     source: Source
     address: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import random
 import secrets
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 import zeroconf
 
-from node import advert, interfaces, log
+from node import address, advert, interfaces, log
 from node.bridge import Inbox, in_thread
 from node.contact import Found, Source, Withdrawn
 from node.sightings import Sightings
@@ -56,6 +57,14 @@ class Announcement:
     host: str
     port: int
     ips: tuple[str, ...] = ()
+
+
+def announcement(network: bytes, peer: PeerId, host: str, port: int, advertise: str = "") -> Announcement:
+    """Of a node that listens at host:port.  An IP address that it advertises is announced, instead of the interfaces'."""
+    ip = address.parse(advertise) if advertise else None
+    if ip is None or not _is_ip(ip.host):
+        return Announcement(network, peer, host, port)
+    return Announcement(network, peer, host, ip.port, (ip.host,))
 
 
 class Lan:
@@ -116,13 +125,13 @@ class Lan:
                     return
 
     async def _offer(self, addresses: dict[str, None], news: News) -> None:
-        gone = [address for address in self._offered if address not in addresses]
-        new = [address for address in addresses if address not in self._offered]
+        gone = [text for text in self._offered if text not in addresses]
+        new = [text for text in addresses if text not in self._offered]
         self._offered = addresses
-        for address in gone:
-            await news.send(Withdrawn(Source.LAN, address))
-        for address in new:
-            await news.send(Found(Source.LAN, address))
+        for text in gone:
+            await news.send(Withdrawn(Source.LAN, text))
+        for text in new:
+            await news.send(Found(Source.LAN, text))
 
     def _tell(self, why: str) -> None:
         if why != self._told:
@@ -197,6 +206,13 @@ def _info(announcement: Announcement, own: Interfaces, ttl_s: int) -> zeroconf.S
         host_ttl=ttl_s,
         other_ttl=ttl_s,
     )
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        return not ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def _hear(say: Callable[[_Said], None], *, name: str, state_change: zeroconf.ServiceStateChange, **_: Any) -> None:
