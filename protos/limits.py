@@ -190,3 +190,12 @@ RECORD_ADDRESSES_MAX: Final = 4
 
 RECORD_HOLDINGS_MAX: Final = 8
 """Models of which one node holds units."""
+
+DATAGRAM_BYTES_MAX: Final = 1200
+"""Of gossip, signature included: QUIC's number, which crosses every path that IPv6 (1280) or a tunnel makes narrow."""
+
+GOSSIP_ITEMS_MAX: Final = 8
+"""Claims and suspicions on a datagram; as many as usually fit, and what one datagram can make its receiver verify."""
+
+INCARNATION_MAX: Final = 1 << 63
+"""Milliseconds since 1970 stay far below, so that a node can always go above its past."""
