@@ -84,7 +84,17 @@ class Identity:
 
 def peer_id(public_key: bytes) -> PeerId:
     """52 characters: base32 of the key's sha256, lower case, without padding."""
-    return PeerId(base64.b32encode(hashlib.sha256(public_key).digest()).decode("ascii").rstrip("=").lower())
+    return peer_of(hashlib.sha256(public_key).digest())
+
+
+def peer_bytes(peer: PeerId) -> bytes:
+    """The sha256 behind a PeerId, 32 bytes, as gossip has it.  For ids of this process: it trusts their form."""
+    return base64.b32decode(peer.upper() + "====")
+
+
+def peer_of(sha256: bytes) -> PeerId:
+    """The PeerId of a key with this sha256."""
+    return PeerId(base64.b32encode(sha256).decode("ascii").rstrip("=").lower())
 
 
 def verify(public_key: bytes, signature: bytes, domain: bytes, message: bytes) -> None:

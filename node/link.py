@@ -23,7 +23,7 @@ from node.hello import TOKEN_KEY
 from node.identity import peer_id, verify
 from protos import peers_pb2 as pb
 from protos.errors import InvalidRequest, Overloaded, PeerLost, ShoalError, Unauthenticated, Unavailable, WrongPeer
-from protos.limits import NONCE_BYTES, PUBLIC_KEY_BYTES, RECORDS_MAX, STAGE_MESSAGE_BYTES_MAX, TOKEN_BYTES
+from protos.limits import NONCE_BYTES, PUBLIC_KEY_BYTES, STAGE_MESSAGE_BYTES_MAX, TOKEN_BYTES
 from protos.peers_pb2_grpc import PeersStub
 from protos.transcript import CALLER_DOMAIN, SERVER_DOMAIN, transcript
 
@@ -39,8 +39,8 @@ R = TypeVar("R")
 HELLO_S = 5.0
 """For first contact, and for a renewal: a connection, a handshake and two calls."""
 
-LINKS_MAX: Final = RECORDS_MAX
-"""Peers that this node is linked to at once."""
+LINKS_MAX: Final = 1024
+"""Peers that this node is linked to at once: far fewer than it knows, since each costs connections."""
 
 RETIRED_MAX: Final = 64
 """Links that were replaced and are not closed yet."""

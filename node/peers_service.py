@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 from node import log, status
 from node.hello import caller_of
-from protos.errors import BrokenInvariant, InvalidRequest, ShoalError
+from protos import peers_pb2 as pb
+from protos.errors import BrokenInvariant, InvalidRequest, PeerLost, ShoalError
+from protos.ids import PeerId
 from protos.limits import PEERS_MESSAGE_BYTES_MAX
 from protos.peers_pb2_grpc import PeersServicer, add_PeersServicer_to_server
 
@@ -20,13 +22,12 @@ if TYPE_CHECKING:
 
     from node.hello import Callers
     from node.roster import Roster
-    from protos import peers_pb2 as pb
 
     R = TypeVar("R")
 
 
 class PeersService:
-    """Three short calls, which wait for nobody: they belong into the server's pool for control."""
+    """Four short calls, which wait for nobody: they belong into the server's pool for control."""
 
     def __init__(self, callers: Callers, roster: Roster, clock: Callable[[], float] = time.time) -> None:
         self._callers = callers
@@ -45,6 +46,15 @@ class PeersService:
 
     def Exchange(self, request: pb.ExchangeRequest, context: grpc.ServicerContext) -> pb.ExchangeReply:  # noqa: N802
         return _answered(context, lambda: self._exchange(request, context))
+
+    def Record(self, request: pb.RecordRequest, context: grpc.ServicerContext) -> pb.SignedRecord:  # noqa: N802
+        return _answered(context, lambda: self._record(PeerId(request.peer_id) or self._roster.me))
+
+    def _record(self, peer: PeerId) -> pb.SignedRecord:
+        signed = self._roster.signed_of(peer)
+        if signed is None:
+            raise PeerLost(f"this node knows no record of {peer:.8}: it has expired, or never came")
+        return pb.SignedRecord.FromString(signed)
 
     def _exchange(self, request: pb.ExchangeRequest, context: grpc.ServicerContext) -> pb.ExchangeReply:
         if (size := request.ByteSize()) > PEERS_MESSAGE_BYTES_MAX:

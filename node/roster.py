@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from coordinator import view
 from coordinator.view import Health, Load, View
 from node import log
+from node.issuer import RECORD_S
 from node.reach import Reach
 from node.record import Held, Record, sign
 from node.routing_table import Accepted, RoutingTable
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from node.identity import Identity
     from node.link import Links
     from protos.ids import PeerId
-
-RECORD_S = 600.0
-"""How long an own record holds; a new one is issued at half of it."""
 
 # In a message beside its records: the load, and what protobuf puts around each.
 _SPARE_BYTES = 64 * 1024
@@ -166,7 +164,7 @@ class Roster:
         news = False
         for one in signed:
             try:
-                news |= self._take(one)
+                news |= self._take(one, sender)
             except ShoalError as error:
                 refused = error
                 log.get("peers").debug("a record was refused", sender=sender, error=error.message)
@@ -186,6 +184,7 @@ class Roster:
         self._health.heard(peer, now - rtt_s)
         with self._lock:
             if self._table.get(peer) is not None:
+                self._table.reached(peer)
                 self._reach.answered(peer, rtt_s, now)
             self._compare(now)
 
@@ -195,6 +194,11 @@ class Roster:
             if self._table.get(peer) is not None:
                 self._reach.missed(peer, f"{error.code}: {error.message}", now)
             self._compare(now)
+
+    def signed_of(self, peer: PeerId) -> bytes | None:
+        """The bytes of a SignedRecord: this node's own, or one that it knows."""
+        with self._lock:
+            return self._table.signed_of(peer)
 
     def record_of(self, peer: PeerId) -> Record | None:
         with self._lock:
@@ -223,9 +227,9 @@ class Roster:
             others = self._table.records().keys() - busy - {self.me}
             return self._reach.due(others, self._clock(), random, count_max)
 
-    def _take(self, signed: pb.SignedRecord) -> bool:
+    def _take(self, signed: pb.SignedRecord, sender: PeerId) -> bool:
         with self._lock:
-            outcome = self._table.merge(signed, self._wall())
+            outcome = self._table.merge(signed.SerializeToString(), self._wall(), sender)
             if not isinstance(outcome, Accepted):
                 return False
             record = outcome.record
@@ -255,15 +259,15 @@ class Roster:
         """The own record, and as many others as a message takes: if not all, then each time others."""
         with self._lock:
             signed = self._table.signed()
-        chosen = [signed.pop(self.me)]
+        chosen = [pb.SignedRecord.FromString(signed.pop(self.me))]
         room = PEERS_MESSAGE_BYTES_MAX - _SPARE_BYTES - chosen[0].ByteSize()
         others = list(signed.values())
         random.shuffle(others)
         for one in others:
-            room -= one.ByteSize() + 8
+            room -= len(one) + 8
             if room < 0:
                 break
-            chosen.append(one)
+            chosen.append(pb.SignedRecord.FromString(one))
         return chosen
 
     def _state(self, peer: PeerId, now: float) -> Health:

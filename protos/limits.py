@@ -176,11 +176,14 @@ TOKENS_OF_A_PEER_MAX: Final = 64
 PEERS_MESSAGE_BYTES_MAX: Final = 4 * MIB
 """A message of Peers: a thousand records of 4 KiB."""
 
-RECORD_BYTES_MAX: Final = 64 * KIB
-"""One record; 60 layers with other experts of 384 in each need 4 KiB."""
+RECORD_BYTES_MAX: Final = 8 * KIB
+"""A signed record. 58 layers with other experts of 256 in each need 2.4 KB with a grant, 60 with 384 in each 3.5 KB."""
 
-RECORDS_MAX: Final = 1024
-"""Peers in a routing table, 64 MiB at worst."""
+RECORDS_MAX: Final = 1 << 14
+"""Peers in a routing table: a network of ten thousand, and room. 128 MiB at worst, 10 to 40 in practice."""
+
+RECORD_EXPERT_LAYERS_MAX: Final = 512
+"""Layers with experts, over all of a record's models: a few bytes may name many, and each costs 40 once parsed."""
 
 RECORD_S_MAX: Final = 86_400
 """From a record's issue to its expiry: a peer that is gone is forgotten within a day."""
@@ -190,6 +193,58 @@ RECORD_ADDRESSES_MAX: Final = 4
 
 RECORD_HOLDINGS_MAX: Final = 8
 """Models of which one node holds units."""
+
+NETWORK_ID_BYTES: Final = 32
+"""sha256, of an open network's name or of an operator's key."""
+
+NEWCOMERS_MAX: Final = 12_288
+"""Peers of an open network in a routing table that this node has not reached yet. So 4096 places are for the reached
+alone, however many identities are invented; and a network of ten thousand can still be learned from one seed."""
+
+NEWCOMERS_OF_SENDER_MAX: Final = 1024
+"""Unknown peers that one sender may introduce in a minute: a signature each, so 0.1 s of computing."""
+
+NEWCOMER_SENDERS_MAX: Final = 1024
+"""Senders that introduce somebody within one minute; what others say of unknown peers waits for the next."""
+
+NEWCOMER_S_MAX: Final = 3600
+"""An unreached peer is forgotten after so long: a ping a second to each in turn reaches 3600."""
+
+EVIDENCE_MAX: Final = 64
+"""Peers of which two records with one sequence are kept; 1 MiB."""
+
+MARKS_MAX: Final = 1 << 16
+"""High-water marks of sequences: four times the peers of a table, since a mark outlives its record by a day. 4 MiB."""
+
+GRANT_BYTES_MAX: Final = 768
+"""A signed grant: 140 bytes, and a zone and an owner of NAME_CHARS_MAX characters of 4 bytes."""
+
+GRANT_S_MAX: Final = 366 * 86_400
+"""From a grant's issue to its expiry: revocations must be kept for as long."""
+
+REVOCATIONS_MAX: Final = RECORDS_MAX
+"""Peers on a revocation list: as many as a network has. Those whose grants have expired leave the next list."""
+
+REVOCATIONS_BYTES_MAX: Final = 1 * MIB
+"""A signed revocation list: 45 bytes for each peer."""
+
+MODEL_NAME_BYTES_MAX: Final = 512
+"""A signed model name: 180 bytes, and a name of NAME_CHARS_MAX characters of 4 bytes."""
+
+LOAD_BYTES_MAX: Final = 512
+"""A signed load report with LOAD_HOTTEST_MAX experts has 330 bytes; it fits a datagram beside others."""
+
+LOAD_HOTTEST_MAX: Final = 8
+"""Experts in a load report: what is worth another replica now."""
+
+LOAD_S_MAX: Final = 15
+"""A load report is forgotten after so many seconds."""
+
+SYNC_BUCKETS_MAX: Final = 256
+"""Digests in a push-pull: 3 KiB. At ten thousand peers a bucket has 40, whose entries are 640 bytes."""
+
+SYNC_RECORDS_MAX: Final = NEWCOMERS_OF_SENDER_MAX
+"""Records in one push-pull message: what a receiver takes from one sender in a minute. The rest goes next time."""
 
 DATAGRAM_BYTES_MAX: Final = 1200
 """Of gossip, signature included: QUIC's number, which crosses every path that IPv6 (1280) or a tunnel makes narrow."""

@@ -49,6 +49,11 @@ class PeersStub:
                 request_serializer=protos_dot_peers__pb2.ExchangeRequest.SerializeToString,
                 response_deserializer=protos_dot_peers__pb2.ExchangeReply.FromString,
                 _registered_method=True)
+        self.Record = channel.unary_unary(
+                '/shoal.v1.Peers/Record',
+                request_serializer=protos_dot_peers__pb2.RecordRequest.SerializeToString,
+                response_deserializer=protos_dot_peers__pb2.SignedRecord.FromString,
+                _registered_method=True)
 
 
 class PeersServicer:
@@ -75,6 +80,13 @@ class PeersServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Record(self, request, context):
+        """The signed record of the node that answers, or of a peer that it knows. For everybody who said Hello.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeersServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +104,11 @@ def add_PeersServicer_to_server(servicer, server):
                     servicer.Exchange,
                     request_deserializer=protos_dot_peers__pb2.ExchangeRequest.FromString,
                     response_serializer=protos_dot_peers__pb2.ExchangeReply.SerializeToString,
+            ),
+            'Record': grpc.unary_unary_rpc_method_handler(
+                    servicer.Record,
+                    request_deserializer=protos_dot_peers__pb2.RecordRequest.FromString,
+                    response_serializer=protos_dot_peers__pb2.SignedRecord.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +192,33 @@ class Peers:
             '/shoal.v1.Peers/Exchange',
             protos_dot_peers__pb2.ExchangeRequest.SerializeToString,
             protos_dot_peers__pb2.ExchangeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Record(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Peers/Record',
+            protos_dot_peers__pb2.RecordRequest.SerializeToString,
+            protos_dot_peers__pb2.SignedRecord.FromString,
             options,
             channel_credentials,
             insecure,
