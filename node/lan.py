@@ -60,7 +60,7 @@ class Announcement:
 
 
 def announcement(network: bytes, peer: PeerId, host: str, port: int, advertise: str = "") -> Announcement:
-    """Of a node that listens at host:port.  An IP address that it advertises is announced, instead of the interfaces'."""
+    """Of a node that listens at host:port.  An IP address that it advertises is announced, not the interfaces'."""
     ip = address.parse(advertise) if advertise else None
     if ip is None or not _is_ip(ip.host):
         return Announcement(network, peer, host, port)
