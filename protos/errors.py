@@ -153,6 +153,66 @@ class InvalidRecord(RemoteError):
     code = "invalid_record"
 
 
+class RecordTooLarge(InvalidRecord):
+    """A record above the receiver's limit of bytes; nothing of it was read."""
+
+    code = "record_too_large"
+
+
+class WrongNetwork(InvalidRecord):
+    """A record, or another signed message, of another network than the receiver's."""
+
+    code = "wrong_network"
+
+
+class RecordExpired(InvalidRecord):
+    """A record whose time is over."""
+
+    code = "record_expired"
+
+
+class RecordFromFuture(InvalidRecord):
+    """A record that was issued later than the receiver's clock and the allowed difference say."""
+
+    code = "record_from_future"
+
+
+class RecordRolledBack(InvalidRecord):
+    """A record that is older than one that its node has signed since, and that is in force no more."""
+
+    code = "record_rolled_back"
+
+
+class Equivocation(InvalidRecord):
+    """Two different things with one sequence or version, both signed by the same key; the first one stays."""
+
+    code = "equivocation"
+
+
+class InvalidGrant(InvalidRecord):
+    """What an operator signed is malformed, contradicts itself, or is not for the one who shows it."""
+
+    code = "invalid_grant"
+
+
+class GrantMissing(InvalidGrant):
+    """A record without a grant, in a network that wants one."""
+
+    code = "grant_missing"
+
+
+class GrantExpired(InvalidGrant):
+    """A grant whose time is over: the operator must give another."""
+
+    code = "grant_expired"
+
+
+class GrantRevoked(InvalidGrant):
+    """A grant that the operator took back."""
+
+    code = "grant_revoked"
+
+
 class InvalidDatagram(RemoteError):
     """Bytes that are no datagram of gossip, or one that contradicts itself."""
 
@@ -242,6 +302,16 @@ by_code: dict[str, type[ShoalError]] = {
         PermissionDenied,
         InvalidSignature,
         InvalidRecord,
+        RecordTooLarge,
+        WrongNetwork,
+        RecordExpired,
+        RecordFromFuture,
+        RecordRolledBack,
+        Equivocation,
+        InvalidGrant,
+        GrantMissing,
+        GrantExpired,
+        GrantRevoked,
         InvalidDatagram,
         WrongPeer,
         Unavailable,

@@ -38,11 +38,12 @@ def test_codes_are_never_changed():
     assert sorted(by_code) == [
         "broken_invariant", "context_too_long", "deadline_exceeded", "equivocation", "experts_unreachable", "fenced",
         "frame_too_large", "gap", "grant_expired", "grant_missing", "grant_revoked", "illegal_transition",
-        "invalid_frame", "invalid_grant", "invalid_manifest", "invalid_record", "invalid_request", "invalid_signature",
-        "local_error", "non_finite", "out_of_memory", "overloaded", "peer_lost", "permission_denied", "port_in_use",
-        "record_expired", "record_from_future", "record_rolled_back", "record_too_large", "remote_error",
-        "shutting_down", "store_full", "unauthenticated", "unavailable", "unit_mismatch", "unit_missing",
-        "unknown_session", "unsupported_model", "wrong_model", "wrong_network", "wrong_peer",
+        "invalid_datagram", "invalid_frame", "invalid_grant", "invalid_manifest", "invalid_record", "invalid_request",
+        "invalid_signature", "local_error", "non_finite", "out_of_memory", "overloaded", "peer_lost",
+        "permission_denied", "port_in_use", "record_expired", "record_from_future", "record_rolled_back",
+        "record_too_large", "remote_error", "shutting_down", "store_full", "unauthenticated", "unavailable",
+        "unit_mismatch", "unit_missing", "unknown_session", "unsupported_model", "wrong_model", "wrong_network",
+        "wrong_peer",
     ]  # fmt: skip
 
 
