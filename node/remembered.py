@@ -91,8 +91,7 @@ def _peer(entry: dict[str, object]) -> Remembered:
     if not isinstance(text, str) or not isinstance(peer, str) or type(seen_at) is not int:
         raise TypeError
     parsed = address.parse(f"{text}#{peer}")
-    if parsed.peer is None:
-        raise TypeError
+    assert parsed.peer is not None, "an address with a '#' names a peer, or is refused"
     return Remembered(parsed.peer, parsed.host_port, seen_at)
 
 
