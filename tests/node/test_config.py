@@ -121,3 +121,26 @@ def test_every_setting_is_an_option_of_run() -> None:
 def test_every_setting_says_what_it_is() -> None:
     for name, field in config.Config.model_fields.items():
         assert field.description, name
+
+
+@pytest.mark.parametrize(
+    ("flags", "searched"),
+    [
+        ({}, False),
+        ({"lan": "on"}, True),
+        ({"lan": True}, True),
+        ({"host": "10.0.0.1"}, True),
+        ({"host": "0.0.0.0", "advertise": "10.0.0.1:1"}, True),
+        ({"host": "10.0.0.1", "lan": "off"}, False),
+        ({"host": "10.0.0.1", "lan": False}, False),
+    ],
+)
+def test_the_lan_is_searched_unless_the_node_is_on_loopback_or_told_otherwise(
+    flags: dict[str, object], searched: bool
+) -> None:
+    assert config.load(flags).searches_lan is searched
+
+
+def test_peers_are_remembered_beside_the_key_that_they_belong_to(tmp_path: Path) -> None:
+    assert config.load({"identity": tmp_path / "a.key"}).remembered == tmp_path / "a.peers"
+    assert config.load({"peers_file": tmp_path / "x"}).remembered == tmp_path / "x"
