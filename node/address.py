@@ -32,6 +32,10 @@ class Address:
         return int(self.host_port.rpartition(":")[2])
 
 
+def is_peer_id(text: str) -> bool:
+    return _PEER_ID.fullmatch(text) is not None
+
+
 def parse(text: str) -> Address:
     """Raises InvalidRequest."""
     host_port, hash_sign, peer = text.partition("#")
@@ -47,7 +51,7 @@ def parse(text: str) -> Address:
         raise InvalidRequest(
             f"{text!r:.80} is no address of a node: give host:port, such as 127.0.0.1:7645 or [::1]:7645"
         )
-    if hash_sign and not _PEER_ID.fullmatch(peer):
+    if hash_sign and not is_peer_id(peer):
         raise InvalidRequest(
             f"{text!r:.150} names no peer behind its '#': a peer id has 52 characters, of a to z and 2 to 7"
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node import asking, testnet_cli
+from node import asking, network_cli, record_cli, testnet_cli
 from node.options import LIMITS, LOGS, MODEL, NETWORK, NODE, AsJson, ConfigFile, Model, Store, option
 from node.outcome import EXIT_CODES, tell, told
 from node.usage import Commands
@@ -154,6 +154,11 @@ def run(
     ] = None,
     zone: Annotated[str | None, option("NAME", "What fails together with this node: a rack, a site.", NETWORK)] = None,
     owner: Annotated[str | None, option("NAME", "Who runs this node.", NETWORK)] = None,
+    network: Annotated[
+        str | None,
+        option("NAME|ID|KEYFILE", "An open network, or a permissioned one by its id (default: shoal).", NETWORK),
+    ] = None,
+    grant: Annotated[Path | None, option("FILE", "What lets this node into a permissioned network.", NETWORK)] = None,
     clients: Annotated[
         list[str] | None,
         option("WHO", "May ask: loopback (default), any, or a client's peer id; may be repeated.", NETWORK),
@@ -375,6 +380,8 @@ def _version() -> str:
 
 asking.register(app, EXIT_CODES)
 testnet_cli.register(app, EXIT_CODES)
+network_cli.register(app, EXIT_CODES)
+record_cli.register(app, EXIT_CODES)
 
 
 def main() -> None:

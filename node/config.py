@@ -21,6 +21,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from node import network as networks
+from node import operator_files
 from protos.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -87,6 +89,15 @@ class Config(BaseSettings):
     )
     zone: str = Field(default="", max_length=64, description="What fails together with this node: a rack, a site.")
     owner: str = Field(default="", max_length=64, description="Who runs this node.")
+    network: str = Field(
+        default=networks.NAME,
+        max_length=4096,
+        description="Whose records belong together: an open network's name, a permissioned one's id as 'shoal network "
+        "create' prints it, or the file of its operator's key.",
+    )
+    grant: Path | None = Field(
+        default=None, description="File with the grant that lets this node into a permissioned network."
+    )
     clients: Words = Field(
         default=("loopback",),
         max_length=1024,
@@ -168,6 +179,16 @@ class Config(BaseSettings):
     @classmethod
     def _yes_or_no(cls, value: object) -> object:
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @field_validator("network")
+    @classmethod
+    def _is_network(cls, value: str) -> str:
+        if not operator_files.is_path(value):
+            try:
+                networks.parse(value)
+            except InvalidRequest as error:
+                raise ValueError(error.message) from None
+        return value
 
     @model_validator(mode="after")
     def _reachable_and_safe(self) -> Self:
