@@ -104,7 +104,21 @@ class Forget:
     peer: PeerHash
 
 
-Event: TypeAlias = Tick | Received | Synced | RecordIssued | Leave | Forget
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A call to `peer` failed: it is probed next, ahead of its turn.  What that probe comes to is all that counts."""
+
+    peer: PeerHash
+
+
+@dataclass(frozen=True, slots=True)
+class Greet:
+    """Ping `peer`, whom this node has not heard at its address.  An answer gives `Answered`; silence means nothing."""
+
+    peer: PeerHash
+
+
+Event: TypeAlias = Tick | Received | Synced | RecordIssued | Leave | Forget | Doubt | Greet
 
 
 # --- effects ------------------------------------------------------------------------------------------------------
@@ -204,7 +218,8 @@ class Membership:
     """
 
     __slots__ = (
-        "_asked_sync_at", "_claim", "_dead_probe_at", "_deadline", "_effects", "_expiries", "_gossip_at", "_health",
+        "_asked_sync_at", "_claim", "_dead_probe_at", "_deadline", "_doubted", "_effects", "_expiries", "_gossip_at",
+        "_greetings", "_health",
         "_key", "_late_relays", "_left", "_network", "_next_probe_at", "_notices", "_own", "_probe", "_profile",
         "_queue", "_random", "_refuted_at", "_relays", "_sign", "_stranger", "_sync_at", "_synced_at", "_table",
         "_timers", "_told_at", "_verified", "_verify", "_wanted",
@@ -244,6 +259,8 @@ class Membership:
         self._expiries: list[tuple[float, PeerHash]] = []  # a heap; a timer that changed has several entries in it
         self._notices: dict[PeerHash, Suspicion] = {}  # of the dead: what to tell them
         self._told_at: dict[PeerHash, float] = {}  # of the dead and the left: when one was told without having asked
+        self._doubted: dict[PeerHash, None] = {}  # to be probed ahead of their turn, the first first
+        self._greetings: dict[int, tuple[PeerHash, float]] = {}  # by nonce, the oldest first: to whom, and when
         self._relays: dict[int, _Relay] = {}  # by this node's nonce, the oldest first
         self._late_relays: dict[int, _Relay] = {}  # whose time for a Nack has come
         self._verified: dict[bytes, Item] = {}  # by signature, the oldest first
@@ -323,6 +340,8 @@ class Membership:
         - `Synced`: claims, whose peers become members, then suspicions.
         - `RecordIssued`, `Leave`: a new claim of this node is told.
         - `Forget`: the row goes, and `Forgotten` says so.
+        - `Doubt`: the next probe is this member's, and comes at once if none is under way.
+        - `Greet`: the member is pinged.
 
         A claim is checked in this order: about whom; newer than the one held; room; signature.  A suspicion: about
         whom; its incarnation; the subject's state; its accuser is alive; new to this timer; signature.  What fails a
@@ -342,6 +361,10 @@ class Membership:
             self._issue(self._claim.incarnation, max(self._claim.sequence, event.sequence), now)
         elif isinstance(event, Leave):
             self._leave(now)
+        elif isinstance(event, Doubt):
+            self._doubt(event.peer, now)
+        elif isinstance(event, Greet):
+            self._greet(event.peer, now)
         else:
             self._forget(event.peer)
         self._sync_if_asked(now)
@@ -641,13 +664,42 @@ class Membership:
     def _begin_probe(self, now: float) -> None:
         stretch = 1 + self._health
         self._next_probe_at = now + self._profile.probe_period_s * stretch
-        target = self._table.next_to_probe()
+        target = self._next_target()
         if target is None:
             return
         nonce = self._random.getrandbits(64)
         helpers_at = now + self._profile.probe_timeout_s * stretch
         self._probe = _Probe(target, nonce, now, helpers_at, self._next_probe_at)
         self._send(Ping(nonce, self._gossip_for(target)), target)
+
+    def _next_target(self) -> PeerHash | None:
+        while self._doubted:
+            peer = next(iter(self._doubted))
+            del self._doubted[peer]
+            held = self._table.get(peer)
+            if held is not None and held.active:
+                return peer
+        return self._table.next_to_probe()
+
+    def _doubt(self, peer: PeerHash, now: float) -> None:
+        """However many calls fail, no more than two probes go out in a period."""
+        held = self._table.get(peer)
+        if self._left or held is None or not held.active or len(self._doubted) >= self._profile.doubted_max:
+            return
+        if self._probe is not None and self._probe.target == peer:
+            return
+        self._doubted[peer] = None
+        if self._probe is None:
+            self._next_probe_at = min(self._next_probe_at, max(now, self._next_probe_at - self._profile.probe_period_s / 2))
+
+    def _greet(self, peer: PeerHash, now: float) -> None:
+        if self._left or self._table.get(peer) is None:
+            return
+        if len(self._greetings) >= self._profile.greetings_max:
+            del self._greetings[next(iter(self._greetings))]
+        nonce = self._random.getrandbits(64)
+        self._greetings[nonce] = (peer, now)
+        self._send(Ping(nonce, self._gossip_for(peer)), peer)
 
     def _ask_helpers(self, probe: _Probe) -> None:
         probe.asked = True
@@ -678,6 +730,12 @@ class Membership:
             if sender == probe.target or sender in probe.helpers:
                 self._probe = None
                 self._change_health(-1)
+            return
+        greeted, sent_at = self._greetings.get(nonce, (None, 0.0))
+        if greeted is not None:
+            if sender == greeted:
+                del self._greetings[nonce]
+                self._effects.append(Answered(sender, now - sent_at))
             return
         relays = self._relays if nonce in self._relays else self._late_relays
         relay = relays.get(nonce)

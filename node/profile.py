@@ -108,6 +108,12 @@ class Profile:
     relays_max: int = 256
     """Probes under way for others; beyond it a PingRequest is dropped, and the asker has other helpers."""
 
+    doubted_max: int = 64
+    """Members to be probed ahead of their turn, because calls to them failed; beyond it they wait for their turn."""
+
+    greetings_max: int = 64
+    """Pings to members that have not been heard at their address; of more, the oldest's answer is no round trip."""
+
     accusers_max: int = 8
     """Kept of one suspicion; at least suspicion_multiplier - 1, which is all that its timeout looks at."""
 
