@@ -219,10 +219,9 @@ class Membership:
 
     __slots__ = (
         "_asked_sync_at", "_claim", "_dead_probe_at", "_deadline", "_doubted", "_effects", "_expiries", "_gossip_at",
-        "_greetings", "_health",
-        "_key", "_late_relays", "_left", "_network", "_next_probe_at", "_notices", "_own", "_probe", "_profile",
-        "_queue", "_random", "_refuted_at", "_relays", "_sign", "_stranger", "_sync_at", "_synced_at", "_table",
-        "_timers", "_told_at", "_verified", "_verify", "_wanted",
+        "_greetings", "_handled_at", "_health", "_key", "_late_relays", "_left", "_network", "_next_probe_at",
+        "_notices", "_own", "_probe", "_profile", "_queue", "_random", "_refuted_at", "_relays", "_sign", "_stranger",
+        "_sync_at", "_synced_at", "_table", "_timers", "_told_at", "_verified", "_verify", "_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -279,6 +278,7 @@ class Membership:
         if is_new:
             self._tell(self._claim, now)
         self._deadline = self._next_deadline()
+        self._handled_at = now  # an overdue timer is late only from then on: until then this node was awake
 
     # --- what others read ---
 
@@ -349,8 +349,10 @@ class Membership:
         """
         effects: list[Effect] = []
         self._effects = effects
-        if self._profile.pause_s and now - self._deadline > self._profile.pause_s:
-            self._notice_pause(now - self._deadline)
+        late_s = now - max(self._deadline, self._handled_at)
+        if self._profile.pause_s and late_s > self._profile.pause_s:
+            self._notice_pause(late_s)
+        self._handled_at = now
         if isinstance(event, Received):
             self._receive(event.sender, event.message, now)
         elif isinstance(event, Tick):

@@ -844,6 +844,17 @@ def test_a_node_that_stood_still_judges_nobody_by_that_time() -> None:
     assert node.health == 0
 
 
+def test_a_pause_is_counted_once_whatever_is_handled_first() -> None:
+    node = core(0, census(6))
+    node.handle(Received(peer(2), Gossip((suspicion(1, 2),))), 0.0)
+    for _ in range(5):
+        node.handle(Received(peer(2), Ping(1)), 60.0)
+    assert node.health == 1
+    while state(node, 1) == State.SUSPECT:
+        answered_until(node, node.deadline)
+    assert node.deadline < 60 + 6 * 4 + 2
+
+
 def test_a_node_that_stood_still_between_probes_only_waits() -> None:
     node = core(0, census(6))
     node.handle(Tick(), 100.0)
