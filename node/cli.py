@@ -207,8 +207,9 @@ def run(
     expert_queue_max: Annotated[
         int | None, option("N", "Expert calls that may wait here, 1 to 4096 (default: 64).", LIMITS)
     ] = None,
-    exchange_period_s: Annotated[
-        float | None, option("SECONDS", "Between exchanges of records with others (default: 1).", NODE)
+    profile: Annotated[str | None, option("NAME", "How fast gossip runs: lan or wan (default: lan).", NODE)] = None,
+    probe_period_s: Annotated[
+        float | None, option("SECONDS", "Between two probes of other nodes (default: as profile says).", NODE)
     ] = None,
     log_level: Annotated[str | None, option("NAME", "debug, info, warning, error (default: info).", LOGS)] = None,
     log_format: Annotated[str | None, option("NAME", "console or json (default: console).", LOGS)] = None,

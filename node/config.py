@@ -160,8 +160,16 @@ class Config(BaseSettings):
     expert_queue_max: int = Field(
         default=64, ge=1, le=4096, description="Expert calls that may wait here, 1 to 4096; what exceeds it is refused."
     )
-    exchange_period_s: float = Field(
-        default=1.0, gt=0.01, le=60, description="Seconds between two exchanges of records with another node, up to 60."
+    profile: Literal["lan", "wan"] = Field(
+        default="lan",
+        description="How fast gossip runs. lan: nodes within milliseconds, a death is noticed in seconds; or wan.",
+    )
+    probe_period_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=60,
+        description="Seconds between two probes of other nodes, up to 60; what follows from it is scaled alike. "
+        "0: as profile says.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug, info, warning or error."
@@ -208,6 +216,11 @@ class Config(BaseSettings):
     def remembered(self) -> Path:
         """Beside the key, because it is this node's memory: two nodes of one user do not share it."""
         return self.peers_file or self.identity.with_suffix(".peers")
+
+    @property
+    def marks_file(self) -> Path:
+        """Sequences of records that were seen; beside the key for the same reason."""
+        return self.identity.with_suffix(".marks")
 
 
 def is_loopback(host: str) -> bool:

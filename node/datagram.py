@@ -19,6 +19,7 @@ from protos.limits import (
     DATAGRAM_BYTES_MAX,
     GOSSIP_ITEMS_MAX,
     INCARNATION_MAX,
+    LOAD_BYTES_MAX,
     PUBLIC_KEY_BYTES,
     SIGNATURE_BYTES,
 )
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from node.claim import Item, Sign, Verify
 
 _HASH_BYTES = 32
+_LOAD_FIELD_BYTES = 3  # its tag and its length
+_ENVELOPE_BYTES = 3 + (2 + PUBLIC_KEY_BYTES) + (2 + SIGNATURE_BYTES)  # the body's tag and length, key, signature
 
 _KINDS: dict[type[Message], pb.GossipKind.ValueType] = {
     Ping: pb.GOSSIP_KIND_PING,
@@ -45,11 +48,15 @@ class Datagram:
     public_key: bytes
     sender: PeerHash
     message: Message
+    load: bytes = b""  # the sender's SignedLoad, not looked at; empty: it says nothing of it
 
 
-def write(message: Message, to: PeerHash, network: bytes, public_key: bytes, sign: Sign) -> bytes:
-    """Its bytes.  Claims go before suspicions.  Raises BrokenInvariant for more gossip than fits, which nobody gave."""
-    body = pb.DatagramBody(
+def write(message: Message, to: PeerHash, network: bytes, public_key: bytes, sign: Sign, load: bytes = b"") -> bytes:
+    """Its bytes.  Claims go before suspicions; `load` rides where it fits.
+
+    Raises BrokenInvariant for more gossip than fits, which nobody gave.
+    """
+    made = pb.DatagramBody(
         network=network,
         to=to,
         kind=_KINDS[type(message)],
@@ -57,7 +64,10 @@ def write(message: Message, to: PeerHash, network: bytes, public_key: bytes, sig
         target=message.target if isinstance(message, PingRequest) else b"",
         claims=[claim_message(item) for item in message.gossip if isinstance(item, Claim)],
         suspicions=[suspicion_message(item) for item in message.gossip if isinstance(item, Suspicion)],
-    ).SerializeToString(deterministic=True)
+    )
+    if load and made.ByteSize() + len(load) + _LOAD_FIELD_BYTES <= DATAGRAM_BYTES_MAX - _ENVELOPE_BYTES:
+        made.load = load
+    body = made.SerializeToString(deterministic=True)
     signed = pb.Datagram(body=body, public_key=public_key, signature=sign(DATAGRAM_DOMAIN, body))
     data = signed.SerializeToString(deterministic=True)
     if len(data) > DATAGRAM_BYTES_MAX:
@@ -85,7 +95,7 @@ def read(data: bytes, me: PeerHash, network: bytes, verify: Verify) -> Datagram:
     if body.to != me:
         raise WrongPeer("a datagram is refused: it was made for another node")
     verify(signed.public_key, signed.signature, DATAGRAM_DOMAIN, signed.body)
-    return Datagram(signed.public_key, peer_hash(signed.public_key), _message(body))
+    return Datagram(signed.public_key, peer_hash(signed.public_key), _message(body), body.load)
 
 
 def claim_message(claim: Claim) -> pb.Claim:
@@ -140,6 +150,8 @@ def _check_lengths(signed: pb.Datagram, body: pb.DatagramBody) -> None:
         _refuse("its key or its signature has not the length of one")
     if len(body.network) != _HASH_BYTES or len(body.to) != _HASH_BYTES:
         _refuse("its network or its receiver has not the length of one")
+    if len(body.load) > LOAD_BYTES_MAX:
+        _refuse("its load report is longer than one can be")
     if len(body.claims) + len(body.suspicions) > GOSSIP_ITEMS_MAX:
         _refuse(f"it has more than {GOSSIP_ITEMS_MAX} claims and suspicions")
     for claim in body.claims:

@@ -220,8 +220,9 @@ class Membership:
     __slots__ = (
         "_asked_sync_at", "_claim", "_dead_probe_at", "_deadline", "_doubted", "_effects", "_expiries", "_gossip_at",
         "_greetings", "_handled_at", "_health", "_key", "_late_relays", "_left", "_network", "_next_probe_at",
-        "_notices", "_own", "_probe", "_profile", "_queue", "_random", "_refuted_at", "_relays", "_sign", "_stranger",
-        "_sync_at", "_synced_at", "_table", "_timers", "_told_at", "_verified", "_verify", "_wanted",
+        "_notices", "_own", "_probe", "_probe_began_at", "_profile", "_queue", "_random", "_refuted_at", "_relays",
+        "_sign", "_stranger", "_sync_at", "_synced_at", "_table", "_timers", "_told_at", "_verified", "_verify",
+        "_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -253,6 +254,7 @@ class Membership:
         self._health = 0
         self._refuted_at = -math.inf
         self._probe: _Probe | None = None
+        self._probe_began_at = -math.inf
         self._next_probe_at = now + random.random() * profile.probe_period_s
         self._timers: dict[PeerHash, SuspicionTimer] = {}  # of the suspects
         self._expiries: list[tuple[float, PeerHash]] = []  # a heap; a timer that changed has several entries in it
@@ -665,6 +667,7 @@ class Membership:
 
     def _begin_probe(self, now: float) -> None:
         stretch = 1 + self._health
+        self._probe_began_at = now
         self._next_probe_at = now + self._profile.probe_period_s * stretch
         target = self._next_target()
         if target is None:
@@ -692,7 +695,8 @@ class Membership:
             return
         self._doubted[peer] = None
         if self._probe is None:
-            self._next_probe_at = min(self._next_probe_at, max(now, self._next_probe_at - self._profile.probe_period_s / 2))
+            earliest = self._probe_began_at + self._profile.probe_period_s / 2
+            self._next_probe_at = min(self._next_probe_at, max(now, earliest))
 
     def _greet(self, peer: PeerHash, now: float) -> None:
         if self._left or self._table.get(peer) is None:

@@ -1,11 +1,11 @@
-"""Peers: exchanges records with other nodes, all the time.  The trio driver over Roster.  PROTOCOL.md, section 14.
+"""Peers: a node's part in its network: the roster of who is there, gossip that keeps it, discovery of contacts.
 
-Law: every try has a deadline and runs in a thread of its own; one peer that does not answer delays nothing else.
+Law: what happens here is told in the log and in `status`, and ends no node; a node that nobody can call says so, and
+lets nobody rely on what it holds.
 """
 
 from __future__ import annotations
 
-import random
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -13,187 +13,182 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from node import log
-from node.bridge import Inbox, in_thread
-from node.link import Links, connect
-from node.reach import RETRY_S_MAX
+from coordinator.view import Load
+from node import lan, log, marks_file
+from node.bridge import in_thread
+from node.discovery import Discovery, Ways
+from node.gossip import Gossip
+from node.profile import LAN, Profile
 from node.roster import About, Roster
-from protos.errors import BrokenInvariant, PeerLost, RemoteError, ShoalError
-from protos.peers_pb2_grpc import PeersStub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from coordinator.health import PeerHealth
+    from coordinator.view import View
+    from node.contact import Status
+    from node.hello import Caller
     from node.identity import Identity
-    from node.link import Link
-    from protos import peers_pb2 as pb
+    from node.link import Links
+    from node.marks import Mark
+    from node.network import Network
+    from node.record import Held
+    from node.udp import Udp
+    from protos import inference_pb2
+    from protos.errors import ShoalError
     from protos.ids import PeerId
 
-__all__ = ["About", "Peers"]
+__all__ = ["About", "Peers", "Places"]
 
-EXCHANGE_S = 2.0
-"""An exchange's deadline."""
+MARKS_S = 60.0
+"""Between two writings of the high-water marks: so many seconds of them a node that is killed forgets."""
 
-TRIES_AT_ONCE_MAX = 8
-"""Exchanges that run at the same time; each holds a thread for a few seconds at most."""
-
-
-@dataclass(slots=True)
-class _Seed:
-    """An address of the command line; `peer`: who answered there."""
-
-    address: str
-    peer: PeerId | None = None
-    misses: int = 0
-    retry_at: float = 0.0
-    busy: bool = False
-    told: str = ""  # the last failure that was logged: each is logged once
+LOOK_S = 1.0
+"""How often it is looked at whether others reach this node."""
 
 
-class Peers(Roster):
-    """Roster says what is known (view, status, publish, failed, heard, permit); `run` keeps it so.
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where to look for others, and where to keep what must survive a restart.  Paths None: nothing is kept."""
 
-    join: addresses, each asked until the record of who answers there is known, and again when that peer is gone.
-    """
+    join: Sequence[str] = ()
+    lan_host: str = ""  # the host that the node listens on; empty: the LAN is not searched
+    advertise: str = ""
+    peers_file: Path | None = None
+    marks_file: Path | None = None
+
+
+class Peers:
+    """`run` it after the server has started.  `load`: how busy this node is."""
 
     def __init__(
         self,
         identity: Identity,
+        network: Network,
         links: Links,
+        udp: Udp,
         health: PeerHealth,
         about: About,
+        held: Sequence[Held] = (),
         *,
-        join: Sequence[str] = (),
-        period_s: float = 1.0,
-        load: Callable[[], pb.Load] | None = None,
+        places: Places | None = None,
+        profile: Profile = LAN,
+        load: Callable[[], Load] = Load,
     ) -> None:
-        if load is None:
-            super().__init__(identity, links, health, about, period_s=period_s)
-        else:
-            super().__init__(identity, links, health, about, period_s=period_s, load=load)
-        self._seeds = [_Seed(address) for address in join]
-        self._period_s = period_s
-        self._random = random.Random()  # noqa: S311  (for whom to ask next)
-        self._busy: set[PeerId] = set()
-        self._news: Inbox[None] | None = None
+        """Raises as Roster."""
+        self._places = places or Places()
+        self._held = tuple(held)
+        self._withheld = False
+        self.roster = Roster(
+            identity,
+            network,
+            links,
+            health,
+            about,
+            self._held,
+            marks=_marks(self._places.marks_file),
+            load=load,
+        )
+        self.gossip = Gossip(self.roster, identity, links, udp, profile=profile)
+        self.discovery = Discovery(self._ways(identity, network, udp.port), self.gossip.join, self.roster.alive)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Exchanges records until it is cancelled; it never raises because of what a peer does."""
-        self._news = Inbox(1)
-        async with trio.open_nursery() as nursery:
-            task_status.started()
-            while True:
-                self.tick()
-                self._begin(nursery)
-                # Spread, so that nodes that were started together do not stay in step.
-                with trio.move_on_after(self._period_s * self._random.uniform(0.75, 1.25)):
-                    await self._news.get()
+    @property
+    def me(self) -> PeerId:
+        return self.roster.me
+
+    @property
+    def address(self) -> str:
+        return self.roster.address
+
+    def view(self, model_id: str) -> View:
+        """See Roster.view."""
+        return self.roster.view(model_id)
+
+    def status(self) -> list[inference_pb2.PeerStatus]:
+        """See Roster.status."""
+        return self.roster.status()
+
+    def contacts(self) -> list[Status]:
+        """Where other nodes are looked for, and what came of it."""
+        return self.discovery.status()
+
+    def permit(self, caller: Caller, method: str) -> None:
+        """See Roster.permit."""
+        self.roster.permit(caller, method)
 
     def failed(self, peer: PeerId, error: ShoalError) -> None:
-        """A call to the peer failed: it is tried at once."""
-        super().failed(peer, error)
-        self._wake()
+        """A call to the peer failed."""
+        self.gossip.failed(peer, error)
 
     def heard(self, peer: PeerId) -> None:
         """The peer gave a sign of life."""
-        gone = self.is_dead(peer)
-        super().heard(peer)
-        if gone:
-            self._wake()
+        self.roster.heard(peer)
 
-    def admit(self, caller: PeerId, request: pb.ExchangeRequest) -> None:
-        known = self.record_of(caller)
-        super().admit(caller, request)
-        if known is None:
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._news is not None:
-            self._news.put(None)
-
-    def _begin(self, nursery: trio.Nursery) -> None:
-        now = time.monotonic()
-        for seed in self._seeds:
-            if self._wants(seed, now) and self._room():
-                seed.busy = True
-                nursery.start_soon(self._ask_seed, seed)
-        for peer in self.due(self._random, self._busy, self._room()):
-            self._busy.add(peer)
-            nursery.start_soon(self._ask_peer, peer)
-
-    def _room(self) -> int:
-        return TRIES_AT_ONCE_MAX - len(self._busy) - sum(seed.busy for seed in self._seeds)
-
-    def _wants(self, seed: _Seed, now: float) -> bool:
-        if seed.busy or seed.retry_at > now or seed.peer == self.me:
-            return False
-        return seed.peer is None or self.record_of(seed.peer) is None or self.is_dead(seed.peer)
-
-    async def _ask_seed(self, seed: _Seed) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Takes part until it is cancelled; then what must survive a restart is written down."""
         try:
-            error = await in_thread(partial(_guarded, partial(self._join, seed)), abandon=True)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.gossip.run)
+                await nursery.start(self.discovery.run)
+                nursery.start_soon(self._watch_reach)
+                nursery.start_soon(self._keep_marks)
+                task_status.started()
         finally:
-            seed.busy = False
-        if error is None:
-            seed.misses = 0
-            seed.told = ""
-            self._wake()
+            with trio.CancelScope(shield=True):
+                await self._save_marks()
+
+    async def leave(self) -> None:
+        """Says good-bye.  What is held is no longer offered."""
+        await self.gossip.leave()
+
+    async def _watch_reach(self) -> None:
+        while True:
+            why = self.gossip.reachable.refuted(time.monotonic())
+            if (why is not None) != self._withheld:
+                self._withhold(why)
+            await trio.sleep(LOOK_S)
+
+    def _withhold(self, why: str | None) -> None:
+        """Whoever routed through a node that cannot be called would only lose time."""
+        self._withheld = why is not None
+        self.roster.publish(() if self._withheld else self._held)
+        if why is None:
+            log.get("peers").info("other nodes reach this one now: it serves what it holds", address=self.address)
+        else:
+            log.get("peers").warning(
+                "other nodes cannot reach this one: it serves as a door only, and offers nothing that it holds",
+                address=self.address,
+                error=why,
+                advice="open that port for TCP and UDP, or say with --advertise where this node is",
+            )
+
+    async def _keep_marks(self) -> None:
+        while True:
+            await trio.sleep(MARKS_S)
+            await self._save_marks()
+
+    async def _save_marks(self) -> None:
+        path = self._places.marks_file
+        if path is None:
             return
-        seed.misses = min(seed.misses + 1, 32)
-        # Weather passes; what is wrong with an address is put right by people.
-        wait_s = RETRY_S_MAX if isinstance(error, RemoteError) else self._period_s * 2.0 ** (seed.misses // 4)
-        seed.retry_at = time.monotonic() + min(wait_s, RETRY_S_MAX)
-        if error.message != seed.told:
-            seed.told = error.message
-            log.get("peers").warning("cannot join", address=seed.address, error=error.message)
-
-    async def _ask_peer(self, peer: PeerId) -> None:
         try:
-            error = await in_thread(partial(_guarded, partial(self._ask, peer)), abandon=True)
-        finally:
-            self._busy.discard(peer)
-        if error is not None:
-            self.missed(peer, error)
+            await in_thread(partial(marks_file.save, path, self.roster.marks()))
+        except OSError as error:
+            log.get("peers").warning("sequences are not remembered", path=str(path), error=str(error))
 
-    def _join(self, seed: _Seed) -> None:
-        """In a thread.  The link of first contact is closed again: the peer's record says how to reach it."""
-        link = connect(self._identity, seed.address, plaintext=self._links.plaintext, timeout_s=self._links.timeout_s)
-        try:
-            seed.peer = link.peer
-            if link.peer != self.me:
-                self._exchange(link)
-        finally:
-            link.close()
-
-    def _ask(self, peer: PeerId) -> None:
-        """In a thread.  A peer that restarted shows another certificate, and is asked once more over a new link."""
-        try:
-            self._exchange(self._links.to(peer))
-        except PeerLost:
-            if not self._links.check(peer, EXCHANGE_S):
-                raise
-            self._exchange(self._links.to(peer))
-
-    def _exchange(self, link: Link) -> None:
-        link.metadata()  # or a Hello would be part of the round-trip time
-        began = time.monotonic()
-        reply = link.call(lambda channel: PeersStub(channel).Exchange, self.request(self._random), timeout_s=EXCHANGE_S)
-        rtt_s = time.monotonic() - began
-        news = self.merge(reply.records, sender=link.peer)
-        self.answered(link.peer, rtt_s)
-        self.loaded(link.peer, reply.load)
-        if news:
-            self._wake()
+    def _ways(self, identity: Identity, network: Network, port: int) -> Ways:
+        places = self._places
+        announcement = None
+        if places.lan_host:
+            announcement = lan.announcement(network.id, identity.peer, places.lan_host, port, places.advertise)
+        return Ways(identity.peer, network.id, places.join, announcement, places.peers_file)
 
 
-def _guarded(work: Callable[[], None]) -> ShoalError | None:
-    """Why it failed.  A bug that a peer can reach must not end the node; it is told in the log."""
-    try:
-        work()
-    except ShoalError as error:
-        return error
-    except Exception as error:  # noqa: BLE001  (told, and counted as a failed try)
-        log.get("peers").exception("an exchange failed", error=str(error))
-        return BrokenInvariant(f"the exchange failed here: {type(error).__name__}")
-    return None
+def _marks(path: Path | None) -> Mapping[PeerId, Mark]:
+    if path is None:
+        return {}
+    loaded = marks_file.load(path)
+    if loaded.problem is not None:
+        log.get("peers").warning("high-water marks are lost", error=loaded.problem.message)
+    return loaded.marks

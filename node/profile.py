@@ -155,3 +155,17 @@ PLAIN_SWIM: Final = replace(
     buddy=False,
 )
 """SWIM with suspicion and nothing of Lifeguard: the comparison of its paper (alpha as in LAN, beta = 1)."""
+
+
+def scaled(profile: Profile, probe_period_s: float) -> Profile:
+    """The same with another probe period, and all that must keep its proportion to it."""
+    factor = probe_period_s / profile.probe_period_s
+    return replace(
+        profile,
+        probe_period_s=probe_period_s,
+        probe_timeout_s=profile.probe_timeout_s * factor,
+        gossip_period_s=max(profile.gossip_period_s * factor, 0.05),
+        sync_gap_s=profile.sync_gap_s * factor,
+        sync_first_s=profile.sync_first_s * factor,
+        dead_probe_period_s=profile.dead_probe_period_s * factor,
+    )

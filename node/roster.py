@@ -1,6 +1,8 @@
-"""Roster: all that this node knows of its peers: records, loads, reach and health, and the views made of them.
+"""Roster: all that this node knows of its peers: records, loads, states, distances and health, and the views made of
+them.
 
-Thread-safe, and waits for nobody: the network is in node.peers.  Law: a peer's word counts for itself only.
+Thread-safe, and waits for nobody: the network is in node.gossip.  Law: a peer's word counts for itself only, and an
+address counts once the peer has answered there.
 """
 
 from __future__ import annotations
@@ -8,35 +10,46 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from coordinator import view
+from coordinator.islands import Place, island_of, islands
 from coordinator.view import Health, Load, View
-from node import log
-from node.issuer import RECORD_S
-from node.reach import Reach
+from node import grant as grants
+from node import load_report, log
+from node.distance import Distances
+from node.issuer import Issuer
+from node.load_report import LoadReport, LoadReports
+from node.member import State
 from node.record import Held, Record, sign
 from node.routing_table import Accepted, RoutingTable
 from protos import inference_pb2
-from protos import peers_pb2 as pb
-from protos.errors import InvalidRecord, PeerLost, PermissionDenied, ShoalError, ShuttingDown
-from protos.limits import PEERS_MESSAGE_BYTES_MAX
+from protos.errors import PermissionDenied, ShoalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from random import Random
 
     from coordinator.health import PeerHealth
     from node.hello import Caller
     from node.identity import Identity
     from node.link import Links
+    from node.marks import Mark
+    from node.network import Network
+    from node.reconcile import Digest
     from protos.ids import PeerId
 
-# In a message beside its records: the load, and what protobuf puts around each.
-_SPARE_BYTES = 64 * 1024
+LOAD_S = 0.5
+"""A signed report of this node's load is given out for so long; then it is made anew."""
 
-_FOR_NODES = ("/shoal.v1.Stage/", "/shoal.v1.Door/", "/shoal.v1.Expert/")
-_STATES = {Health.ALIVE: "alive", Health.SUSPECT: "suspect", Health.DEAD: "dead"}
+_FOR_NODES = ("/shoal.v1.Stage/", "/shoal.v1.Door/", "/shoal.v1.Expert/", "/shoal.v1.Peers/DialBack")
+_HEALTH = {
+    State.ALIVE: Health.ALIVE,
+    State.SUSPECT: Health.SUSPECT,
+    State.DEAD: Health.DEAD,
+    State.LEFT: Health.DEAD,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,83 +63,102 @@ class About:
     version: str = ""
     sessions_max: int = 0
     kv_bytes_max: int = 0
+    grant: bytes = b""
 
 
 class Roster:
-    """`load`: how busy this node is, asked at each exchange.  `clock` is monotonic, `wall` counts from 1970."""
+    """`load`: how busy this node is.  `clock` is monotonic, `wall` counts from 1970."""
 
     def __init__(
         self,
         identity: Identity,
+        network: Network,
         links: Links,
         health: PeerHealth,
         about: About,
+        held: Sequence[Held] = (),
         *,
-        period_s: float = 1.0,
-        load: Callable[[], pb.Load] = pb.Load,
+        marks: Mapping[PeerId, Mark] = MappingProxyType({}),
+        load: Callable[[], Load] = Load,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        """Raises InvalidGrant and its kin for a grant that is none, and InvalidRecord for more than fits a record."""
         self.me: PeerId = identity.peer
         self.address = about.address
+        self.network = network
         self._identity = identity
         self._links = links
         self._health = health
-        self._own = _unissued(identity.public_key, about)
         self._load = load
         self._clock = clock
         self._wall = wall
         self._lock = threading.RLock()
-        self._table = RoutingTable()
-        self._reach = Reach(period_s)
-        self._loads: dict[PeerId, Load] = {}
-        self._changes = 0
-        self._seen: dict[PeerId, Health] = {}
-        self.publish(())
+        self._table = RoutingTable(network, marks=marks)
+        self._loads = LoadReports(network)
+        self._distances = Distances()
+        self._states: dict[PeerId, State] = {}
+        self._heard_at: dict[PeerId, float] = {}
+        self._answered: set[PeerId] = set()
+        self._islands: list[frozenset[PeerId]] = []
+        self._report: tuple[float, bytes] | None = None
+        own = _unissued(identity.public_key, network, about, tuple(held), marks)
+        self._issuer = Issuer(own, ends_at_ms=_grant_end_ms(about.grant, network, wall))
+        self._own = own
+        self.tick()
 
-    @property
-    def changed(self) -> int:
-        """Rises whenever a record or a peer's health changes: until then a view that was made holds."""
-        return self._changes + self._health.changes
+    # --- for whoever plans and calls ------------------------------------------------------------------------------
 
     def publish(self, held: Sequence[Held]) -> None:
-        """From now on this node's record says that it holds this.  Raises InvalidRecord for more than fits."""
+        """From now on this node's record says that it holds this; the next `tick` that may issues it."""
         with self._lock:
-            self._issue(tuple(held), self._own.sequence + 1)
+            self._issuer.say(replace(self._own, held=tuple(held)))
 
     def view(self, model_id: str) -> View:
-        """Who holds what of a model.  Peers that never answered are left out until they do."""
-        now = self._clock()
+        """Who holds what of a model.  Peers that never answered this node are left out until they do."""
+        now, wall = self._clock(), self._wall()
         with self._lock:
+            table = self._table.records()
             records = {
-                peer: _viewed(record, held)
-                for peer, record in self._table.records().items()
-                for held in record.held
-                if held.model_id == model_id and (peer == self.me or self._reach.reached(peer))
+                peer: _viewed(table[peer], held)
+                for peer, held in self._table.held(model_id).items()
+                if peer == self.me or self._is_usable(peer)
             }
+            loads = {peer: load for peer in records if (load := self._load_of(peer, wall)) is not None}
             return View(
                 records=records,
-                loads={peer: load for peer, load in self._loads.items() if peer in records},
-                health={peer: self._state(peer, now) for peer in records if peer != self.me},
-                rtt_s={peer: rtt for peer in records if (rtt := self._reach.rtt_s(peer)) is not None},
+                loads=loads,
+                health={peer: self._health_of(peer, now) for peer in records if peer != self.me},
+                rtt_s={peer: rtt for peer in records if (rtt := self._distances.smoothed_s(peer)) is not None},
             )
+
+    def islands(self) -> list[frozenset[PeerId]]:
+        """Which peers are near each other, this node among them: by its own round-trip times and all zones."""
+        with self._lock:
+            places = {self.me: Place(0.0, self._own.zone)} | {
+                peer: Place(self._distances.least_s(peer), record.zone)
+                for peer, record in self._table.records().items()
+                if peer != self.me and self._is_usable(peer)
+            }
+            self._islands = islands(places, self._islands)
+            return self._islands
 
     def status(self) -> list[inference_pb2.PeerStatus]:
         """Every peer whose record is known, this node first.  `bytes` is left to who has the manifest."""
-        now = self._clock()
+        now, wall = self._clock(), self._wall()
+        found = self.islands()
+        home = island_of(self.me, found)
         with self._lock:
             records = self._table.records()
             others = sorted(peer for peer in records if peer != self.me)
-            return [self._status(peer, records[peer], now) for peer in (self.me, *others)]
+            return [
+                self._status(peer, records[peer], "home" if peer in home else "", now, wall)
+                for peer in (self.me, *others)
+            ]
 
     def failed(self, peer: PeerId, error: ShoalError) -> None:
         """A call to the peer failed."""
-        now = self._clock()
-        self._health.failed(peer, error, now)
-        if peer != self.me and isinstance(error, PeerLost | ShuttingDown):
-            with self._lock:
-                if self._table.get(peer) is not None:
-                    self._reach.suspect(peer, now)
+        self._health.failed(peer, error, self._clock())
 
     def heard(self, peer: PeerId) -> None:
         """The peer gave a sign of life."""
@@ -134,175 +166,216 @@ class Roster:
         self._health.heard(peer, now)
         with self._lock:
             if self._table.get(peer) is not None and peer != self.me:
-                self._reach.heard(peer, now)
+                self._heard_at[peer] = now
 
     def permit(self, caller: Caller, method: str) -> None:
         """What nodes ask of each other is for nodes whose record is known here.  Raises PermissionDenied."""
         if method.startswith(_FOR_NODES) and self._table.get(caller.peer) is None:
-            raise PermissionDenied(f"{caller.peer[:8]} is known here as no node: exchange records first")
+            raise PermissionDenied(f"{caller.peer[:8]} is known here as no node of this network: join it first")
 
-    # --- for node.peers and node.peers_service ------------------------------------------------------------------
+    # --- for gossip ------------------------------------------------------------------------------------------------
 
-    def request(self, random: Random) -> pb.ExchangeRequest:
-        return pb.ExchangeRequest(records=self._outgoing(random), load=self._load())
+    @property
+    def digest(self) -> Digest:
+        """For reconcile.Table; under `locked` only."""
+        return self._table.digest
 
-    def reply(self, random: Random) -> pb.ExchangeReply:
-        return pb.ExchangeReply(records=self._outgoing(random), load=self._load())
-
-    def admit(self, caller: PeerId, request: pb.ExchangeRequest) -> None:
-        """Takes in what a caller sent, its own record among it.  Raises InvalidRecord if that is none."""
-        self.merge(request.records, sender=caller)
-        self.heard(caller)
-        self.loaded(caller, request.load)
-
-    def merge(self, signed: Iterable[pb.SignedRecord], sender: PeerId) -> bool:
-        """Takes records in; whether something is new.  One that is refused is no reason to refuse the others.
-
-        Raises InvalidRecord if none of them, nor an older one, makes the sender known.
-        """
-        refused: ShoalError | None = None
-        news = False
-        for one in signed:
-            try:
-                news |= self._take(one, sender)
-            except ShoalError as error:
-                refused = error
-                log.get("peers").debug("a record was refused", sender=sender, error=error.message)
-        if self.record_of(sender) is None:
-            raise refused or InvalidRecord(f"an exchange with {sender[:8]} brought no record of its own")
-        return news
-
-    def loaded(self, peer: PeerId, message: pb.Load) -> None:
-        """How busy the peer says that it is."""
-        with self._lock:
-            if self._table.get(peer) is not None:
-                self._loads[peer] = Load(message.queue, message.kv_bytes_free or None, message.tokens_per_s)
-
-    def answered(self, peer: PeerId, rtt_s: float) -> None:
-        """An exchange succeeded that began `rtt_s` ago: what failed since then it does not heal."""
-        now = self._clock()
-        self._health.heard(peer, now - rtt_s)
-        with self._lock:
-            if self._table.get(peer) is not None:
-                self._table.reached(peer)
-                self._reach.answered(peer, rtt_s, now)
-            self._compare(now)
-
-    def missed(self, peer: PeerId, error: ShoalError) -> None:
-        now = self._clock()
-        with self._lock:
-            if self._table.get(peer) is not None:
-                self._reach.missed(peer, f"{error.code}: {error.message}", now)
-            self._compare(now)
+    @property
+    def locked(self) -> threading.RLock:
+        """Held by whoever compares tables, so that they do not change meanwhile."""
+        return self._lock
 
     def signed_of(self, peer: PeerId) -> bytes | None:
-        """The bytes of a SignedRecord: this node's own, or one that it knows."""
+        """A record as it is passed on."""
         with self._lock:
             return self._table.signed_of(peer)
 
     def record_of(self, peer: PeerId) -> Record | None:
-        with self._lock:
-            return self._table.get(peer)
+        return self._table.get(peer)
 
-    def is_dead(self, peer: PeerId) -> bool:
-        with self._lock:
-            return self._reach.state(peer) is Health.DEAD
+    @property
+    def sequence(self) -> int:
+        """Of this node's record in force."""
+        return self._own.sequence
 
-    def tick(self) -> None:
-        """What only time brings: expired records, the own one's renewal, breakers that close."""
+    def merge(self, data: bytes, host: str) -> bool:
+        """Takes a record in that came from `host`; whether it is news.  Raises what RoutingTable.merge does."""
         with self._lock:
-            for peer in self._table.expire(self._wall()):
-                self._reach.forget(peer)
-                self._loads.pop(peer, None)
-                self._health.forget(peer)
-                self._links.forget(peer)
-                self._changes += 1
-            if self._own.expires_at_ms - self._wall() * 1000 < RECORD_S / 2 * 1000:
-                self._issue(self._own.held, self._own.sequence + 1)
-            self._compare(self._clock())
-
-    def due(self, random: Random, busy: set[PeerId], count_max: int) -> list[PeerId]:
-        """Whom to exchange records with now."""
-        with self._lock:
-            others = self._table.records().keys() - busy - {self.me}
-            return self._reach.due(others, self._clock(), random, count_max)
-
-    def _take(self, signed: pb.SignedRecord, sender: PeerId) -> bool:
-        with self._lock:
-            outcome = self._table.merge(signed.SerializeToString(), self._wall(), sender)
+            outcome = self._table.merge(data, self._wall(), host)
             if not isinstance(outcome, Accepted):
                 return False
             record = outcome.record
             if record.peer == self.me:
-                # Of this node's last run, if the clock went back; or another process has a copy of the key.
+                # Of this node's last run, if its clock went back; or another process has a copy of the key.
                 log.get("peers").warning("another record of this node's own key is newer", address=record.address)
-                self._issue(self._own.held, record.sequence + 1)
-                return True
-            self._links.learn(record.peer, record.address, record.certificate_sha256)
-            self._changes += 1
+                self._issuer.outrank(record.sequence)
+            else:
+                self._links.learn(record.peer, record.address, record.certificate_sha256)
             return True
 
-    def _issue(self, held: tuple[Held, ...], sequence_min: int) -> None:
-        now_ms = int(self._wall() * 1000)
-        made = replace(
-            self._own,
-            held=held,
-            sequence=max(now_ms, sequence_min),
-            issued_at_ms=now_ms,
-            expires_at_ms=now_ms + int(RECORD_S * 1000),
-        )
-        self._table.merge(sign(made, self._identity), self._wall())
-        self._own = made
-        self._changes += 1
+    def merge_load(self, data: bytes) -> None:
+        """Takes a load report in, of a peer whose record is known; one that is refused is told in the log alone."""
+        try:
+            with self._lock:
+                report = self._loads.merge(data, self._wall())
+                if report is not None and self._table.get(report.peer) is None:
+                    self._loads.forget(report.peer)
+        except ShoalError as error:
+            log.get("peers").debug("a load report was refused", error=error.message)
 
-    def _outgoing(self, random: Random) -> list[pb.SignedRecord]:
-        """The own record, and as many others as a message takes: if not all, then each time others."""
+    def merge_revocations(self, data: bytes) -> list[PeerId]:
+        """Takes the operator's list in; whom it puts out.  Raises what RoutingTable.merge_revocations does."""
         with self._lock:
-            signed = self._table.signed()
-        chosen = [pb.SignedRecord.FromString(signed.pop(self.me))]
-        room = PEERS_MESSAGE_BYTES_MAX - _SPARE_BYTES - chosen[0].ByteSize()
-        others = list(signed.values())
-        random.shuffle(others)
-        for one in others:
-            room -= len(one) + 8
-            if room < 0:
-                break
-            chosen.append(pb.SignedRecord.FromString(one))
-        return chosen
+            gone = self._table.merge_revocations(data, self._wall())[1]
+            for peer in gone:
+                self._forget(peer)
+            return gone
 
-    def _state(self, peer: PeerId, now: float) -> Health:
-        return max(self._reach.state(peer), self._health.standing(peer, now))
+    @property
+    def revocations(self) -> bytes:
+        """The operator's list in force; empty: none."""
+        return self._table.revocations
 
-    def _compare(self, now: float) -> None:
-        """Counts a change when a peer's health is another than it was."""
-        seen = {peer: self._state(peer, now) for peer in self._table.records() if peer != self.me}
-        if seen != self._seen:
-            self._seen = seen
-            self._changes += 1
+    def load_report(self) -> bytes:
+        """This node's own, signed."""
+        now = self._clock()
+        with self._lock:
+            if self._report is None or now - self._report[0] >= LOAD_S:
+                load = self._load()
+                report = LoadReport(
+                    network=self.network.id,
+                    public_key=self._identity.public_key,
+                    time_ms=int(self._wall() * 1000),
+                    queue=load.queue,
+                    kv_bytes_free=load.kv_bytes_free or 0,
+                    tokens_per_s=load.tokens_per_s,
+                )
+                self._report = (now, load_report.sign(report, self._identity))
+            return self._report[1]
 
-    def _status(self, peer: PeerId, record: Record, now: float) -> inference_pb2.PeerStatus:
+    def believe(self, peer: PeerId, state: State | None) -> None:
+        """What membership thinks of a peer; None: it is no member any more."""
+        with self._lock:
+            before = self._states.get(peer)
+            if state is None:
+                self._states.pop(peer, None)
+            else:
+                self._states[peer] = state
+            if state is State.ALIVE and before in (State.DEAD, State.LEFT):
+                self._health.forget(peer)  # it came back as another process, or from beyond a partition
+
+    def answered(self, peer: PeerId, rtt_s: float | None = None) -> None:
+        """It answered at the address of its record, after `rtt_s` where that was a round trip."""
+        now = self._clock()
+        self._health.heard(peer, now - (rtt_s or 0.0))  # what failed since then it does not heal
+        with self._lock:
+            if self._table.get(peer) is None or peer == self.me:
+                return
+            self._heard_at[peer] = now
+            self._answered.add(peer)
+            self._table.reached(peer)
+            if rtt_s is not None:
+                self._distances.measured(peer, rtt_s)
+
+    def unanswered(self, random: Random, count_max: int) -> list[PeerId]:
+        """Some members that hold something, and that this node has not heard at their address."""
+        with self._lock:
+            found = [
+                peer
+                for peer, state in self._states.items()
+                if state is State.ALIVE and peer not in self._answered and self._holds_something(peer)
+            ]
+        return random.sample(sorted(found), min(count_max, len(found)))
+
+    def alive(self) -> dict[PeerId, str]:
+        """Members that are alive, and where."""
+        with self._lock:
+            return {
+                peer: record.address
+                for peer, state in self._states.items()
+                if state is State.ALIVE and (record := self._table.get(peer)) is not None
+            }
+
+    def marks(self) -> dict[PeerId, Mark]:
+        """To be kept for the next start."""
+        with self._lock:
+            return self._table.marks()
+
+    def tick(self) -> tuple[bool, list[PeerId]]:
+        """What only time brings: whether this node has a new record, and whose records have expired."""
+        with self._lock:
+            gone = [peer for peer in self._table.expire(self._wall()) if peer != self.me]
+            for peer in gone:
+                self._forget(peer)
+            made = self._issuer.issue(self._wall())
+            if made is not None:
+                self._table.merge(sign(made, self._identity), self._wall())
+                self._own = made
+            return made is not None, gone
+
+    def _forget(self, peer: PeerId) -> None:
+        self._states.pop(peer, None)
+        self._heard_at.pop(peer, None)
+        self._answered.discard(peer)
+        self._distances.forget(peer)
+        self._loads.forget(peer)
+        self._health.forget(peer)
+        self._links.forget(peer)
+
+    def _is_usable(self, peer: PeerId) -> bool:
+        return peer in self._answered and self._states.get(peer, State.LEFT) is not State.LEFT
+
+    def _holds_something(self, peer: PeerId) -> bool:
+        record = self._table.get(peer)
+        return record is not None and bool(record.held)
+
+    def _health_of(self, peer: PeerId, now: float) -> Health:
+        return max(_HEALTH[self._states.get(peer, State.LEFT)], self._health.standing(peer, now))
+
+    def _load_of(self, peer: PeerId, wall: float) -> Load | None:
+        if peer == self.me:
+            return self._load()
+        report = self._loads.get(peer, wall)
+        return None if report is None else Load(report.queue, report.kv_bytes_free or None, report.tokens_per_s)
+
+    def _status(self, peer: PeerId, record: Record, island: str, now: float, wall: float) -> inference_pb2.PeerStatus:
         held = record.held[0] if record.held else Held("")
         score = self._health.score(peer)
-        mine = peer == self.me
+        heard_at = self._heard_at.get(peer)
+        load = self._load_of(peer, wall) or Load()
         return inference_pb2.PeerStatus(
             peer_id=peer,
             address=record.address,
             zone=record.zone,
-            state="self" if mine else _STATES[self._state(peer, now)],
-            rtt_s=self._reach.rtt_s(peer),
+            state=self._state_name(peer, now),
+            rtt_s=self._distances.smoothed_s(peer),
             model_id=held.model_id,
             first_layer=held.span.start,
             layers=len(held.span),
             experts=sum(mask.bit_count() for mask in held.experts.values()),
-            queue=self._load().queue if mine else self._loads.get(peer, Load()).queue,
-            age_s=0.0 if mine else self._reach.age_s(peer, now),
-            last_error=score.last_error or self._reach.last_error(peer),
+            queue=load.queue,
+            age_s=0.0 if peer == self.me else None if heard_at is None else now - heard_at,
+            last_error=score.last_error,
             calls_failed=score.calls_failed,
+            island=island,
         )
 
+    def _state_name(self, peer: PeerId, now: float) -> str:
+        """`new`: it has not answered this node yet."""
+        if peer == self.me:
+            return "self"
+        state = self._states.get(peer)
+        if state is State.LEFT:
+            return "left"
+        if state is None or (state is State.ALIVE and peer not in self._answered):
+            return "new"
+        return self._health_of(peer, now).name.lower()
 
-def _unissued(public_key: bytes, about: About) -> Record:
-    return Record(
+
+def _unissued(
+    public_key: bytes, network: Network, about: About, held: tuple[Held, ...], marks: Mapping[PeerId, Mark]
+) -> Record:
+    record = Record(
         public_key=public_key,
         addresses=(about.address,),
         certificate_sha256=about.certificate_sha256,
@@ -312,9 +385,18 @@ def _unissued(public_key: bytes, about: About) -> Record:
         zone=about.zone,
         owner=about.owner,
         version=about.version,
+        held=held,
         sessions_max=about.sessions_max,
         kv_bytes_max=about.kv_bytes_max,
+        network=network.id,
+        grant=about.grant,
     )
+    mark = marks.get(record.peer)
+    return record if mark is None else replace(record, sequence=mark.sequence)
+
+
+def _grant_end_ms(grant: bytes, network: Network, wall: Callable[[], float]) -> int | None:
+    return grants.read(grant, network, int(wall() * 1000)).expires_at_ms if grant else None
 
 
 def _viewed(record: Record, held: Held) -> view.Record:

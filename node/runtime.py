@@ -19,7 +19,11 @@ import trio
 from coordinator.admission import Admission
 from coordinator.dispatch import Dispatch
 from coordinator.health import PeerHealth
+from coordinator.view import Load
+from node import grant as grants
 from node import log, model, presence, status
+from node import network as networks
+from node import profile as profiles
 from node.bridge import Portal, in_thread
 from node.certificate import Certificate
 from node.expert_port import ExpertPort
@@ -30,13 +34,14 @@ from node.hello import Callers, caller_of
 from node.identity import Identity
 from node.inference_service import Clients, InferenceService, software_version
 from node.link import Links
-from node.peers import About, Peers
+from node.peers import About, Peers, Places
 from node.peers_service import PeersService
 from node.server import Pools, Server
 from node.stage_host import StageHost
 from node.stage_service import Lanes, StageServices
-from protos import inference_pb2, peers_pb2, stage_pb2
-from protos.errors import ShuttingDown
+from node.udp import Udp
+from protos import inference_pb2, stage_pb2
+from protos.errors import InvalidRequest, PortInUse, ShuttingDown
 from protos.ids import PeerId
 
 if TYPE_CHECKING:
@@ -45,6 +50,8 @@ if TYPE_CHECKING:
     from node.config import Config
     from node.hello import Caller
     from node.model import Model, Progress
+    from node.network import Network
+    from node.profile import Profile
     from protos.manifest import Manifest
     from shard.experts import ExpertBank
 
@@ -53,6 +60,8 @@ if TYPE_CHECKING:
 # CPython's default of 5 ms is how long a thread that wants to run may wait for one that computes in Python; it shows up
 # in every hop between the worker, trio and gRPC.
 SWITCH_INTERVAL_S = 0.0005
+# A free port for calls may be taken for datagrams, and the other way round.
+PORT_TRIES = 16
 # Answers that were told to end get so long to tell their clients.
 GRACE_S = 5.0
 
@@ -116,7 +125,9 @@ class _Wire:
         self.peers: Peers | None = None
         self.experts: ExpertPort | None = None
         self.pools = Pools(config)
-        self.server = Server(config, self.pools, self.callers, self.certificate, self._permit)
+        self.network = networks.parse(config.network)
+        self.grant = _grant(config, self.network)
+        self.server, self.udp = self._bound()
         self.address = config.advertise or _address(config.host, self.server.port)
 
     def port(self, manifest: Manifest, bank: ExpertBank) -> ExpertPort:
@@ -139,7 +150,21 @@ class _Wire:
 
     def close(self) -> None:
         self.server.stop(0)
+        self.udp.close()
         self.links.close()
+
+    def _bound(self) -> tuple[Server, Udp]:
+        """Calls and datagrams on one port number.  Raises PortInUse."""
+        for tries_left in reversed(range(1 if self._config.port else PORT_TRIES)):
+            udp = Udp(self._config.host, self._config.port)
+            try:
+                permit = self._permit
+                return Server(self._config, self.pools, self.callers, self.certificate, permit, udp.port), udp
+            except PortInUse:
+                udp.close()
+                if not tries_left:
+                    raise
+        raise AssertionError("the last try returned or raised")
 
     def _permit(self, caller: Caller, method: str) -> None:
         self._known().permit(caller, method)
@@ -165,17 +190,26 @@ class _Node:
             version=software_version(),
             sessions_max=config.sessions_max,
             kv_bytes_max=self._kv_bytes()[1],
+            grant=wire.grant,
         )
         self.peers = wire.peers = Peers(
             wire.identity,
+            wire.network,
             wire.links,
+            wire.udp,
             wire.health,
             about,
-            join=config.join,
-            period_s=config.exchange_period_s,
+            [served.holding.held(served.manifest)],
+            places=Places(
+                join=config.join,
+                lan_host=config.host if config.searches_lan else "",
+                advertise=config.advertise,
+                peers_file=config.remembered,
+                marks_file=config.marks_file,
+            ),
+            profile=_profile(config),
             load=self._load,
         )
-        self.peers.publish([served.holding.held(served.manifest)])
         me = stage_pb2.Peer(peer_id=wire.me, address=wire.address)
         self.host = StageHost(me, served.manifest, served.worker, served.holding.span, wire.links)
         self.door = Door(self.peers, served.manifest, served.text, self.host, wire.links, self.gate, config)
@@ -203,6 +237,7 @@ class _Node:
     async def _leave(self, portal: Portal) -> None:
         log.get("runtime").info("leaving", sessions=self.gate.running)
         self.door.leave()
+        await self.peers.leave()
         await in_thread(partial(self._wire.server.stop, GRACE_S))
         portal.close()
         await in_thread(self.door.shutdown)
@@ -215,7 +250,13 @@ class _Node:
             InferenceService(
                 self.door, portal, Clients(config.clients), pools.clients, self._kv_bytes, self._peers_reply
             ),
-            PeersService(self._wire.callers, self.peers),
+            PeersService(
+                self._wire.callers,
+                self.peers.roster,
+                self.peers.gossip,
+                self._wire.identity,
+                plaintext=config.plaintext,
+            ),
             StageServices(self.host, self.door.mail, lanes, lambda context: caller_of(context).peer),
             ExpertService(
                 served.manifest,
@@ -238,9 +279,9 @@ class _Node:
     def _kv_bytes(self) -> tuple[int, int]:
         return self._served.worker.kv_bytes if self._served.worker is not None else (0, 0)
 
-    def _load(self) -> peers_pb2.Load:
+    def _load(self) -> Load:
         used, limit = self._kv_bytes()
-        return peers_pb2.Load(queue=self.gate.running, kv_bytes_free=limit - used)
+        return Load(queue=self.gate.running, kv_bytes_free=limit - used)
 
 
 class _Ended:
@@ -275,3 +316,24 @@ async def _watch_stdin(ended: _Ended) -> None:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _profile(config: Config) -> Profile:
+    profile = profiles.WAN if config.profile == "wan" else profiles.LAN
+    return profiles.scaled(profile, config.probe_period_s) if config.probe_period_s else profile
+
+
+def _grant(config: Config, network: Network) -> bytes:
+    """Raises InvalidRequest, and what is wrong with a grant."""
+    if config.grant is None:
+        if network.permissioned:
+            raise InvalidRequest(
+                f"network {str(network)[:12]} lets in whom its operator granted it: give the grant's file with --grant"
+            )
+        return b""
+    try:
+        data = config.grant.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"the grant {config.grant} cannot be read: {error.strerror}") from None
+    grants.read(data, network, int(time.time() * 1000))
+    return data

@@ -70,8 +70,9 @@ class Server:
         callers: Callers,
         certificate: Certificate | None,
         permit: Callable[[Caller, str], None] | None = None,
+        port: int | None = None,
     ) -> None:
-        """Raises PortInUse.  Without a certificate the wire is plaintext."""
+        """`port`: in place of the configured one.  Raises PortInUse.  Without a certificate the wire is plaintext."""
         self._pools = pools
         self._streams = _PeerStreams()
         self._server = grpc.server(
@@ -80,7 +81,7 @@ class Server:
             interceptors=[Authentication(callers, permit=permit), self._streams],
             maximum_concurrent_rpcs=pools.calls_max,
         )
-        self.port = _bind(self._server, config, certificate)
+        self.port = _bind(self._server, config, config.port if port is None else port, certificate)
         self._started = False
 
     def start(self, services: Iterable[Service]) -> None:
@@ -155,9 +156,9 @@ class _Counted:
         return self._handle(requests, context)
 
 
-def _bind(server: grpc.Server, config: Config, certificate: Certificate | None) -> int:
+def _bind(server: grpc.Server, config: Config, wanted: int, certificate: Certificate | None) -> int:
     host = f"[{config.host}]" if ":" in config.host else config.host
-    address = f"{host}:{config.port}"
+    address = f"{host}:{wanted}"
     try:
         if certificate is None:
             port = server.add_insecure_port(address)
@@ -167,18 +168,18 @@ def _bind(server: grpc.Server, config: Config, certificate: Certificate | None) 
         port = 0
     if port == 0:
         raise PortInUse(
-            f"cannot listen on {config.host} port {config.port} ({_reason(config)}): "
+            f"cannot listen on {config.host} port {wanted} ({_reason(config, wanted)}): "
             "stop the process that holds it, or choose another with --port (0: any free one)"
         )
     return port
 
 
-def _reason(config: Config) -> str:
+def _reason(config: Config, port: int) -> str:
     """What the system says to whoever wants this address."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.socket(family) as probe:
         try:
-            probe.bind((config.host, config.port))
+            probe.bind((config.host, port))
         except OSError as error:
             return os.strerror(error.errno or 0)
     return "it is free again now; try again"

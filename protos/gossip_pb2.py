@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/gossip.proto\x12\x08shoal.v1\"?\n\x08\x44\x61tagram\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\xb8\x01\n\x0c\x44\x61tagramBody\x12\x0f\n\x07network\x18\x01 \x01(\x0c\x12\n\n\x02to\x18\x02 \x01(\x0c\x12\"\n\x04kind\x18\x03 \x01(\x0e\x32\x14.shoal.v1.GossipKind\x12\r\n\x05nonce\x18\x04 \x01(\x06\x12\x0e\n\x06target\x18\x05 \x01(\x0c\x12\x1f\n\x06\x63laims\x18\x06 \x03(\x0b\x32\x0f.shoal.v1.Claim\x12\'\n\nsuspicions\x18\x07 \x03(\x0b\x32\x13.shoal.v1.Suspicion\"c\n\x05\x43laim\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x0c\n\x04left\x18\x04 \x01(\x08\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"Y\n\tSuspicion\x12\x0f\n\x07subject\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x13\n\x0b\x61\x63\x63user_key\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c*\x9e\x01\n\nGossipKind\x12\x1b\n\x17GOSSIP_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10GOSSIP_KIND_PING\x10\x01\x12\x1c\n\x18GOSSIP_KIND_PING_REQUEST\x10\x02\x12\x13\n\x0fGOSSIP_KIND_ACK\x10\x03\x12\x14\n\x10GOSSIP_KIND_NACK\x10\x04\x12\x14\n\x10GOSSIP_KIND_NEWS\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/gossip.proto\x12\x08shoal.v1\"?\n\x08\x44\x61tagram\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\xc6\x01\n\x0c\x44\x61tagramBody\x12\x0f\n\x07network\x18\x01 \x01(\x0c\x12\n\n\x02to\x18\x02 \x01(\x0c\x12\"\n\x04kind\x18\x03 \x01(\x0e\x32\x14.shoal.v1.GossipKind\x12\r\n\x05nonce\x18\x04 \x01(\x06\x12\x0e\n\x06target\x18\x05 \x01(\x0c\x12\x1f\n\x06\x63laims\x18\x06 \x03(\x0b\x32\x0f.shoal.v1.Claim\x12\'\n\nsuspicions\x18\x07 \x03(\x0b\x32\x13.shoal.v1.Suspicion\x12\x0c\n\x04load\x18\x08 \x01(\x0c\"c\n\x05\x43laim\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x0c\n\x04left\x18\x04 \x01(\x08\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"Y\n\tSuspicion\x12\x0f\n\x07subject\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x13\n\x0b\x61\x63\x63user_key\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c*\x9e\x01\n\nGossipKind\x12\x1b\n\x17GOSSIP_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10GOSSIP_KIND_PING\x10\x01\x12\x1c\n\x18GOSSIP_KIND_PING_REQUEST\x10\x02\x12\x13\n\x0fGOSSIP_KIND_ACK\x10\x03\x12\x14\n\x10GOSSIP_KIND_NACK\x10\x04\x12\x14\n\x10GOSSIP_KIND_NEWS\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.gossip_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GOSSIPKIND']._serialized_start=478
-  _globals['_GOSSIPKIND']._serialized_end=636
+  _globals['_GOSSIPKIND']._serialized_start=492
+  _globals['_GOSSIPKIND']._serialized_end=650
   _globals['_DATAGRAM']._serialized_start=33
   _globals['_DATAGRAM']._serialized_end=96
   _globals['_DATAGRAMBODY']._serialized_start=99
-  _globals['_DATAGRAMBODY']._serialized_end=283
-  _globals['_CLAIM']._serialized_start=285
-  _globals['_CLAIM']._serialized_end=384
-  _globals['_SUSPICION']._serialized_start=386
-  _globals['_SUSPICION']._serialized_end=475
+  _globals['_DATAGRAMBODY']._serialized_end=297
+  _globals['_CLAIM']._serialized_start=299
+  _globals['_CLAIM']._serialized_end=398
+  _globals['_SUSPICION']._serialized_start=400
+  _globals['_SUSPICION']._serialized_end=489
 # @@protoc_insertion_point(module_scope)

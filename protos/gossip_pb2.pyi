@@ -87,6 +87,7 @@ class DatagramBody(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     CLAIMS_FIELD_NUMBER: _builtins.int
     SUSPICIONS_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     network: _builtins.bytes
     """32 bytes"""
     to: _builtins.bytes
@@ -96,6 +97,8 @@ class DatagramBody(_message.Message):
     """chosen by who asks, repeated by who answers; 0 in GOSSIP_KIND_NEWS"""
     target: _builtins.bytes
     """of a GOSSIP_KIND_PING_REQUEST: sha256 of its key, 32 bytes"""
+    load: _builtins.bytes
+    """a SignedLoad of the sender (peers.proto), where there is room for it"""
     @_builtins.property
     def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___Claim]: ...
     @_builtins.property
@@ -110,10 +113,11 @@ class DatagramBody(_message.Message):
         target: _builtins.bytes = ...,
         claims: _abc.Iterable[Global___Claim] | None = ...,
         suspicions: _abc.Iterable[Global___Suspicion] | None = ...,
+        load: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "kind", b"kind", "network", b"network", "nonce", b"nonce", "suspicions", b"suspicions", "target", b"target", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "kind", b"kind", "load", b"load", "network", b"network", "nonce", b"nonce", "suspicions", b"suspicions", "target", b"target", "to", b"to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

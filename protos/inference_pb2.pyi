@@ -658,11 +658,12 @@ class PeerStatus(_message.Message):
     AGE_S_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     CALLS_FAILED_FIELD_NUMBER: _builtins.int
+    ISLAND_FIELD_NUMBER: _builtins.int
     peer_id: _builtins.str
     address: _builtins.str
     zone: _builtins.str
     state: _builtins.str
-    """self, alive, suspect, dead"""
+    """self, alive, suspect, dead, left; new: it has not answered the node yet"""
     rtt_s: _builtins.float
     model_id: _builtins.str
     first_layer: _builtins.int
@@ -679,6 +680,8 @@ class PeerStatus(_message.Message):
     last_error: _builtins.str
     """what its last failed call came to; empty: none failed"""
     calls_failed: _builtins.int
+    island: _builtins.str
+    """home: near the node that answers; empty: not, or unknown"""
     def __init__(
         self,
         *,
@@ -696,10 +699,11 @@ class PeerStatus(_message.Message):
         age_s: _builtins.float | None = ...,
         last_error: _builtins.str = ...,
         calls_failed: _builtins.int = ...,
+        island: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_rtt_s", b"_rtt_s", "age_s", b"age_s", "rtt_s", b"rtt_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_rtt_s", b"_rtt_s", "address", b"address", "age_s", b"age_s", "bytes", b"bytes", "calls_failed", b"calls_failed", "experts", b"experts", "first_layer", b"first_layer", "last_error", b"last_error", "layers", b"layers", "model_id", b"model_id", "peer_id", b"peer_id", "queue", b"queue", "rtt_s", b"rtt_s", "state", b"state", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_rtt_s", b"_rtt_s", "address", b"address", "age_s", b"age_s", "bytes", b"bytes", "calls_failed", b"calls_failed", "experts", b"experts", "first_layer", b"first_layer", "island", b"island", "last_error", b"last_error", "layers", b"layers", "model_id", b"model_id", "peer_id", b"peer_id", "queue", b"queue", "rtt_s", b"rtt_s", "state", b"state", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__age_s: _TypeAlias = _typing.Literal["age_s"]  # noqa: Y015
     _WhichOneofArgType__age_s: _TypeAlias = _typing.Literal["_age_s", b"_age_s"]  # noqa: Y015

@@ -246,6 +246,16 @@ SYNC_BUCKETS_MAX: Final = 256
 SYNC_RECORDS_MAX: Final = NEWCOMERS_OF_SENDER_MAX
 """Records in one push-pull message: what a receiver takes from one sender in a minute. The rest goes next time."""
 
+SYNC_CLAIMS_MAX: Final = 8192
+"""Claims in one push-pull message, 0.9 MiB. The rest goes next time."""
+
+SYNC_SUSPICIONS_MAX: Final = 512
+"""Suspicions in one push-pull message: what a receiver may have to verify beyond news. A network in which more are in
+force at once has lost a part, which a few of them tell as well."""
+
+DIAL_BACKS_AT_ONCE_MAX: Final = 2
+"""Callers that are called back at once: each holds a thread of the four for control, for some seconds."""
+
 DATAGRAM_BYTES_MAX: Final = 1200
 """Of gossip, signature included: QUIC's number, which crosses every path that IPv6 (1280) or a tunnel makes narrow."""
 

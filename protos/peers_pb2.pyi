@@ -302,80 +302,46 @@ class ExpertSet(_message.Message):
 Global___ExpertSet: _TypeAlias = ExpertSet  # noqa: Y015
 
 @_typing.final
-class Load(_message.Message):
-    """How busy a node is, seconds old, never stored."""
-
+class DialBackRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    QUEUE_FIELD_NUMBER: _builtins.int
-    KV_BYTES_FREE_FIELD_NUMBER: _builtins.int
-    TOKENS_PER_S_FIELD_NUMBER: _builtins.int
-    queue: _builtins.int
-    """sessions that run or wait"""
-    kv_bytes_free: _builtins.int
-    tokens_per_s: _builtins.float
     def __init__(
         self,
-        *,
-        queue: _builtins.int = ...,
-        kv_bytes_free: _builtins.int = ...,
-        tokens_per_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_bytes_free", b"kv_bytes_free", "queue", b"queue", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Load: _TypeAlias = Load  # noqa: Y015
+Global___DialBackRequest: _TypeAlias = DialBackRequest  # noqa: Y015
 
 @_typing.final
-class ExchangeRequest(_message.Message):
+class DialBackReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    RECORDS_FIELD_NUMBER: _builtins.int
-    LOAD_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedRecord]: ...
-    @_builtins.property
-    def load(self) -> Global___Load: ...
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    REACHED_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """that was called"""
+    reached: _builtins.bool
+    why: _builtins.str
+    """it was not reached"""
     def __init__(
         self,
         *,
-        records: _abc.Iterable[Global___SignedRecord] | None = ...,
-        load: Global___Load | None = ...,
+        address: _builtins.str = ...,
+        reached: _builtins.bool = ...,
+        why: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "reached", b"reached", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ExchangeRequest: _TypeAlias = ExchangeRequest  # noqa: Y015
-
-@_typing.final
-class ExchangeReply(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    RECORDS_FIELD_NUMBER: _builtins.int
-    LOAD_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedRecord]: ...
-    @_builtins.property
-    def load(self) -> Global___Load: ...
-    def __init__(
-        self,
-        *,
-        records: _abc.Iterable[Global___SignedRecord] | None = ...,
-        load: Global___Load | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "records", b"records"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ExchangeReply: _TypeAlias = ExchangeReply  # noqa: Y015
+Global___DialBackReply: _TypeAlias = DialBackReply  # noqa: Y015
 
 @_typing.final
 class RecordRequest(_message.Message):
@@ -655,6 +621,7 @@ class SyncRequest(_message.Message):
     SUSPICIONS_FIELD_NUMBER: _builtins.int
     REVOCATIONS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    CLAIM_DIGESTS_FIELD_NUMBER: _builtins.int
     network: _builtins.bytes
     """32 bytes"""
     digests: _builtins.bytes
@@ -665,6 +632,8 @@ class SyncRequest(_message.Message):
     """an OperatorSigned whose content is a Revocations"""
     load: _builtins.bytes
     """a SignedLoad of the sender"""
+    claim_digests: _builtins.bytes
+    """as digests, of (peer, incarnation, left)"""
     @_builtins.property
     def records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """of SignedRecord"""
@@ -688,10 +657,11 @@ class SyncRequest(_message.Message):
         suspicions: _abc.Iterable[_builtins.bytes] | None = ...,
         revocations: _builtins.bytes = ...,
         load: _builtins.bytes = ...,
+        claim_digests: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "digests", b"digests", "load", b"load", "network", b"network", "records", b"records", "revocations", b"revocations", "suspicions", b"suspicions", "wants", b"wants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim_digests", b"claim_digests", "claims", b"claims", "digests", b"digests", "load", b"load", "network", b"network", "records", b"records", "revocations", b"revocations", "suspicions", b"suspicions", "wants", b"wants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -709,6 +679,7 @@ class SyncReply(_message.Message):
     SUSPICIONS_FIELD_NUMBER: _builtins.int
     REVOCATIONS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    CLAIMS_DIFFERING_FIELD_NUMBER: _builtins.int
     network: _builtins.bytes
     entries: _builtins.bytes
     """16 bytes for each record there: the beginning of the peer's id, and the sequence, le64"""
@@ -724,6 +695,10 @@ class SyncReply(_message.Message):
     def claims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     @_builtins.property
     def suspicions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def claims_differing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """buckets of claims that differ, and whose claims follow"""
+
     def __init__(
         self,
         *,
@@ -735,10 +710,11 @@ class SyncReply(_message.Message):
         suspicions: _abc.Iterable[_builtins.bytes] | None = ...,
         revocations: _builtins.bytes = ...,
         load: _builtins.bytes = ...,
+        claims_differing: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "differing", b"differing", "entries", b"entries", "load", b"load", "network", b"network", "records", b"records", "revocations", b"revocations", "suspicions", b"suspicions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "claims_differing", b"claims_differing", "differing", b"differing", "entries", b"entries", "load", b"load", "network", b"network", "records", b"records", "revocations", b"revocations", "suspicions", b"suspicions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

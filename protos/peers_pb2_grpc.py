@@ -44,10 +44,15 @@ class PeersStub:
                 request_serializer=protos_dot_peers__pb2.HelloRequest.SerializeToString,
                 response_deserializer=protos_dot_peers__pb2.HelloReply.FromString,
                 _registered_method=True)
-        self.Exchange = channel.unary_unary(
-                '/shoal.v1.Peers/Exchange',
-                request_serializer=protos_dot_peers__pb2.ExchangeRequest.SerializeToString,
-                response_deserializer=protos_dot_peers__pb2.ExchangeReply.FromString,
+        self.Sync = channel.unary_unary(
+                '/shoal.v1.Peers/Sync',
+                request_serializer=protos_dot_peers__pb2.SyncRequest.SerializeToString,
+                response_deserializer=protos_dot_peers__pb2.SyncReply.FromString,
+                _registered_method=True)
+        self.DialBack = channel.unary_unary(
+                '/shoal.v1.Peers/DialBack',
+                request_serializer=protos_dot_peers__pb2.DialBackRequest.SerializeToString,
+                response_deserializer=protos_dot_peers__pb2.DialBackReply.FromString,
                 _registered_method=True)
         self.Record = channel.unary_unary(
                 '/shoal.v1.Peers/Record',
@@ -73,8 +78,15 @@ class PeersServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Exchange(self, request, context):
-        """Records that the caller knows, for those that the receiver knows. For nodes: the caller's own record is among them.
+    def Sync(self, request, context):
+        """Push-pull: what the two sides know of records, claims and suspicions, as far as it differs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DialBack(self, request, context):
+        """Calls the caller at the address in its record, and says what came of it. For nodes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,10 +112,15 @@ def add_PeersServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_peers__pb2.HelloRequest.FromString,
                     response_serializer=protos_dot_peers__pb2.HelloReply.SerializeToString,
             ),
-            'Exchange': grpc.unary_unary_rpc_method_handler(
-                    servicer.Exchange,
-                    request_deserializer=protos_dot_peers__pb2.ExchangeRequest.FromString,
-                    response_serializer=protos_dot_peers__pb2.ExchangeReply.SerializeToString,
+            'Sync': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sync,
+                    request_deserializer=protos_dot_peers__pb2.SyncRequest.FromString,
+                    response_serializer=protos_dot_peers__pb2.SyncReply.SerializeToString,
+            ),
+            'DialBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.DialBack,
+                    request_deserializer=protos_dot_peers__pb2.DialBackRequest.FromString,
+                    response_serializer=protos_dot_peers__pb2.DialBackReply.SerializeToString,
             ),
             'Record': grpc.unary_unary_rpc_method_handler(
                     servicer.Record,
@@ -176,7 +193,7 @@ class Peers:
             _registered_method=True)
 
     @staticmethod
-    def Exchange(request,
+    def Sync(request,
             target,
             options=(),
             channel_credentials=None,
@@ -189,9 +206,36 @@ class Peers:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/shoal.v1.Peers/Exchange',
-            protos_dot_peers__pb2.ExchangeRequest.SerializeToString,
-            protos_dot_peers__pb2.ExchangeReply.FromString,
+            '/shoal.v1.Peers/Sync',
+            protos_dot_peers__pb2.SyncRequest.SerializeToString,
+            protos_dot_peers__pb2.SyncReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DialBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.Peers/DialBack',
+            protos_dot_peers__pb2.DialBackRequest.SerializeToString,
+            protos_dot_peers__pb2.DialBackReply.FromString,
             options,
             channel_credentials,
             insecure,

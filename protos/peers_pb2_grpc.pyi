@@ -38,8 +38,10 @@ class PeersStub:
     """A nonce to be signed, and who answers here. Open to everybody."""
     Hello: _grpc.UnaryUnaryMultiCallable[_peers_pb2.HelloRequest, _peers_pb2.HelloReply]
     """Proves who calls, and who answers; gives a short-lived token for the calls that follow. Open to everybody."""
-    Exchange: _grpc.UnaryUnaryMultiCallable[_peers_pb2.ExchangeRequest, _peers_pb2.ExchangeReply]
-    """Records that the caller knows, for those that the receiver knows. For nodes: the caller's own record is among them."""
+    Sync: _grpc.UnaryUnaryMultiCallable[_peers_pb2.SyncRequest, _peers_pb2.SyncReply]
+    """Push-pull: what the two sides know of records, claims and suspicions, as far as it differs."""
+    DialBack: _grpc.UnaryUnaryMultiCallable[_peers_pb2.DialBackRequest, _peers_pb2.DialBackReply]
+    """Calls the caller at the address in its record, and says what came of it. For nodes."""
     Record: _grpc.UnaryUnaryMultiCallable[_peers_pb2.RecordRequest, _peers_pb2.SignedRecord]
     """The signed record of the node that answers, or of a peer that it knows. For everybody who said Hello."""
 
@@ -50,8 +52,10 @@ class PeersAsyncStub(PeersStub):
     """A nonce to be signed, and who answers here. Open to everybody."""
     Hello: _aio.UnaryUnaryMultiCallable[_peers_pb2.HelloRequest, _peers_pb2.HelloReply]  # type: ignore[assignment]
     """Proves who calls, and who answers; gives a short-lived token for the calls that follow. Open to everybody."""
-    Exchange: _aio.UnaryUnaryMultiCallable[_peers_pb2.ExchangeRequest, _peers_pb2.ExchangeReply]  # type: ignore[assignment]
-    """Records that the caller knows, for those that the receiver knows. For nodes: the caller's own record is among them."""
+    Sync: _aio.UnaryUnaryMultiCallable[_peers_pb2.SyncRequest, _peers_pb2.SyncReply]  # type: ignore[assignment]
+    """Push-pull: what the two sides know of records, claims and suspicions, as far as it differs."""
+    DialBack: _aio.UnaryUnaryMultiCallable[_peers_pb2.DialBackRequest, _peers_pb2.DialBackReply]  # type: ignore[assignment]
+    """Calls the caller at the address in its record, and says what came of it. For nodes."""
     Record: _aio.UnaryUnaryMultiCallable[_peers_pb2.RecordRequest, _peers_pb2.SignedRecord]  # type: ignore[assignment]
     """The signed record of the node that answers, or of a peer that it knows. For everybody who said Hello."""
 
@@ -73,12 +77,20 @@ class PeersServicer(metaclass=_abc_1.ABCMeta):
         """Proves who calls, and who answers; gives a short-lived token for the calls that follow. Open to everybody."""
 
     @_abc_1.abstractmethod
-    def Exchange(
+    def Sync(
         self,
-        request: _peers_pb2.ExchangeRequest,
+        request: _peers_pb2.SyncRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_peers_pb2.ExchangeReply, _abc.Awaitable[_peers_pb2.ExchangeReply]]:
-        """Records that the caller knows, for those that the receiver knows. For nodes: the caller's own record is among them."""
+    ) -> _typing.Union[_peers_pb2.SyncReply, _abc.Awaitable[_peers_pb2.SyncReply]]:
+        """Push-pull: what the two sides know of records, claims and suspicions, as far as it differs."""
+
+    @_abc_1.abstractmethod
+    def DialBack(
+        self,
+        request: _peers_pb2.DialBackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peers_pb2.DialBackReply, _abc.Awaitable[_peers_pb2.DialBackReply]]:
+        """Calls the caller at the address in its record, and says what came of it. For nodes."""
 
     @_abc_1.abstractmethod
     def Record(

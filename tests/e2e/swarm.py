@@ -33,7 +33,7 @@ CODE = Path(__file__).parents[2]
 START_S = 60.0
 END_S = 20.0
 POLL_S = 0.01
-QUICK: dict[str, object] = {"exchange_period_s": 0.2}  # nodes learn of each other sooner than they otherwise would
+QUICK: dict[str, object] = {"probe_period_s": 0.2}  # nodes learn of each other sooner than they otherwise would
 
 
 class Hatchery:

@@ -1,0 +1,65 @@
+"""Reachable: whether others can call this node, as they say who have tried.  PROTOCOL.md, section 14.
+
+Thread-safe, pure but for its lock; `now` is an argument.  Law: one peer that says so is enough to be reachable, and one
+that cannot reach this node is believed only while no other says that it can.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from protos.ids import PeerId
+
+ASK_AGAIN_S: Final = 60.0
+"""A peer that could not reach this node is asked again after so long: somebody may have opened the port."""
+
+BELIEVED_S: Final = 1800.0
+"""What a peer said holds so long."""
+
+PEERS_ASKED: Final = 3
+"""Peers whose word is wanted; a node that many can reach asks nobody more."""
+
+PEERS_MAX: Final = 64
+"""Whose words are remembered; of more, the oldest is forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    reached: bool
+    why: str
+    at: float
+
+
+class Reachable:
+    """`address`: where this node says that it is."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._words: dict[PeerId, _Word] = {}
+        self._lock = threading.Lock()
+
+    def wants(self, peer: PeerId, now: float) -> bool:
+        """Whether this peer's word is wanted, or wanted again."""
+        with self._lock:
+            word = self._words.get(peer)
+            if word is not None:
+                return now - word.at >= (BELIEVED_S if word.reached else ASK_AGAIN_S)
+            return sum(word.reached for word in self._words.values()) < PEERS_ASKED
+
+    def said(self, peer: PeerId, reached: bool, why: str, now: float) -> None:
+        with self._lock:
+            self._words.pop(peer, None)
+            self._words[peer] = _Word(reached, why, now)
+            if len(self._words) > PEERS_MAX:
+                del self._words[next(iter(self._words))]
+
+    def refuted(self, now: float) -> str | None:
+        """Why nobody reaches this node; None: somebody does, or nobody has said anything."""
+        with self._lock:
+            words = [word for word in self._words.values() if now - word.at < BELIEVED_S]
+        if not words or any(word.reached for word in words):
+            return None
+        return words[-1].why

@@ -1,0 +1,150 @@
+"""The UDP socket of a node, on the port number that its gRPC server has.
+
+Law: `send` is for any thread and never blocks, not even for a name that must be looked up: what cannot be sent now is
+dropped, as the network might drop it.  What is read has at most DATAGRAM_BYTES_MAX bytes; anything longer is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import socket
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import trio
+
+from node import address as addresses
+from node.bridge import Inbox, in_thread
+from protos.errors import PortInUse, ShoalError
+from protos.limits import DATAGRAM_BYTES_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    SocketAddress = tuple[Any, ...]
+
+# What a name was looked up to holds so long; one that was not found is looked up again after as long.
+LOOKUP_S: Final = 60.0
+LOOKUP_S_MAX: Final = 5.0
+# Names that are remembered; of more, the one that was added first is forgotten.
+NAMES_MAX: Final = 4096
+# Names that wait to be looked up.
+_WAITING_MAX: Final = 64
+# Datagrams read before others get their turn.
+_READ_AT_ONCE: Final = 64
+
+
+class Udp:
+    """Bound from construction on."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """Raises PortInUse, when another program has this port number for datagrams."""
+        self._family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(self._family, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        try:
+            self._socket.bind((host, port))
+        except OSError as error:
+            self._socket.close()
+            reason = os.strerror(error.errno or 0)
+            raise PortInUse(
+                f"cannot take datagrams on {host} port {port} ({reason}): stop the process that holds the port, or "
+                "choose another with --port (0: any free one)"
+            ) from None
+        self.port: int = self._socket.getsockname()[1]
+        self._names: dict[str, tuple[float, SocketAddress | None]] = {}
+        self._wanted: Inbox[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, address: str, data: bytes) -> bool:
+        """To `host:port`.  False: dropped, since the name is being looked up or the system did not take it."""
+        where = self._where(address)
+        if where is None:
+            return False
+        try:
+            self._socket.sendto(data, where)
+        except OSError:  # full, unreachable, closed: as if it were lost on the way
+            return False
+        return True
+
+    async def run(
+        self,
+        read: Callable[[bytes, str, int], None],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Hands (data, host and port that sent it) to `read`, and looks names up, until it is cancelled."""
+        self._wanted = Inbox(_WAITING_MAX)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_up_names, self._wanted)
+            task_status.started()
+            while True:
+                await trio.lowlevel.wait_readable(self._socket)
+                for _ in range(_READ_AT_ONCE):
+                    try:
+                        data, where = self._socket.recvfrom(DATAGRAM_BYTES_MAX + 1)
+                    except BlockingIOError:
+                        break
+                    except OSError:  # an ICMP error of something that was sent before
+                        continue
+                    if len(data) <= DATAGRAM_BYTES_MAX:
+                        read(data, where[0], where[1])
+
+    def _where(self, address: str) -> SocketAddress | None:
+        now = time.monotonic()
+        known = self._names.get(address)
+        if known is not None and now < known[0]:
+            return known[1]
+        literal = self._literal(address)
+        if literal is not None:
+            self._remember(address, now + LOOKUP_S, literal)
+            return literal
+        if self._wanted is not None:
+            self._remember(address, now + LOOKUP_S_MAX, known[1] if known else None)  # asked for once, not each time
+            self._wanted.put(address)
+        return known[1] if known else None
+
+    def _literal(self, address: str) -> SocketAddress | None:
+        """None: a name, or an address of a kind that this socket does not reach."""
+        try:
+            found = addresses.parse(address)
+            version = ipaddress.ip_address(found.host).version
+        except (ShoalError, ValueError):
+            return None
+        if self._family == socket.AF_INET:
+            return (found.host, found.port) if version == 4 else None
+        return (found.host if version == 6 else f"::ffff:{found.host}", found.port)
+
+    def _remember(self, address: str, until: float, where: SocketAddress | None) -> None:
+        if len(self._names) >= NAMES_MAX and address not in self._names:
+            with contextlib.suppress(StopIteration, KeyError):
+                del self._names[next(iter(self._names))]
+        self._names[address] = (until, where)
+
+    async def _look_up_names(self, wanted: Inbox[str]) -> None:
+        while True:
+            address = await wanted.get()
+            where: SocketAddress | None = None
+            with trio.move_on_after(LOOKUP_S_MAX):
+                where = await in_thread(partial(self._look_up, address), abandon=True)
+            self._remember(address, time.monotonic() + LOOKUP_S, where)
+
+    def _look_up(self, address: str) -> SocketAddress | None:
+        try:
+            found = addresses.parse(address)
+            flags = socket.AI_V4MAPPED if self._family == socket.AF_INET6 else 0
+            places = socket.getaddrinfo(found.host, found.port, self._family, socket.SOCK_DGRAM, flags=flags)
+        except (ShoalError, OSError):
+            return None
+        return places[0][4] if places else None

@@ -1,0 +1,55 @@
+"""node.reachable: whether this node can be called, by the words of others."""
+
+from __future__ import annotations
+
+import pytest
+
+from node.reachable import ASK_AGAIN_S, BELIEVED_S, PEERS_ASKED, PEERS_MAX, Reachable
+from protos.ids import PeerId
+
+A, B = PeerId("a"), PeerId("b")
+
+
+@pytest.fixture
+def reachable() -> Reachable:
+    return Reachable("a.example.org:7645")
+
+
+def test_as_long_as_nobody_has_tried_nothing_is_wrong(reachable: Reachable) -> None:
+    assert reachable.refuted(0.0) is None
+    assert reachable.wants(A, 0.0)
+
+
+def test_who_cannot_reach_this_node_is_believed_until_another_can(reachable: Reachable) -> None:
+    reachable.said(A, reached=False, why="nobody listens on port 7645", now=0.0)
+    assert reachable.refuted(1.0) == "nobody listens on port 7645"
+    reachable.said(B, reached=True, why="", now=2.0)
+    assert reachable.refuted(3.0) is None
+
+
+def test_who_could_not_is_asked_again_and_who_could_much_later(reachable: Reachable) -> None:
+    reachable.said(A, reached=False, why="no", now=0.0)
+    reachable.said(B, reached=True, why="", now=0.0)
+    assert not reachable.wants(A, ASK_AGAIN_S - 1)
+    assert reachable.wants(A, ASK_AGAIN_S)
+    assert not reachable.wants(B, BELIEVED_S - 1)
+    assert reachable.wants(B, BELIEVED_S)
+
+
+def test_an_old_word_is_worth_nothing(reachable: Reachable) -> None:
+    reachable.said(A, reached=False, why="no", now=0.0)
+    assert reachable.refuted(BELIEVED_S) is None
+
+
+def test_when_enough_can_reach_it_nobody_more_is_asked(reachable: Reachable) -> None:
+    for n in range(PEERS_ASKED):
+        assert reachable.wants(PeerId(f"p{n}"), 0.0)
+        reachable.said(PeerId(f"p{n}"), reached=True, why="", now=0.0)
+    assert not reachable.wants(A, 0.0)
+
+
+def test_no_more_than_the_limit_are_remembered(reachable: Reachable) -> None:
+    for n in range(PEERS_MAX + 1):
+        reachable.said(PeerId(f"p{n}"), reached=False, why="no", now=0.0)
+    assert reachable.wants(PeerId("p0"), 1.0), "the oldest is forgotten"
+    assert not reachable.wants(PeerId("p1"), 1.0)
