@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -21,13 +22,15 @@ from toy_membership import (
     suspicion,
 )
 
-from node.claim import Suspicion, sign_claim
+from node.claim import Claim, Suspicion, sign_claim
 from node.member import State
 from node.membership import (
     Answered,
     Changed,
+    Doubt,
     Forget,
     Forgotten,
+    Greet,
     Leave,
     Membership,
     Received,
@@ -331,6 +334,61 @@ def test_probes_for_others_are_limited_and_the_one_too_many_is_named() -> None:
     assert [len(sent(one, Ping)) for one in effects] == [1, 1, 1]
     node.handle(Tick(), 1.2)  # the first three, whose Nacks are sent, make room for these
     assert [len(sent(node.handle(Received(peer(1), PingRequest(9, peer(2))), 1.2), Ping))] == [1]
+
+
+def test_a_member_that_calls_doubt_is_probed_next_and_not_more_often_than_twice_in_a_period() -> None:
+    node = core(0, census(200), profile=QUIET)
+    now, first = probe(node)
+    node.handle(Received(first.to, Ack(first.message.nonce)), now)
+    doubted = [p for p in map(peer, range(1, 9)) if p != first.to][:3]
+    for each in doubted:
+        node.handle(Doubt(each), now)
+    times = []
+    for each in doubted:
+        at, ping = probe(node)
+        assert ping.to == each
+        node.handle(Received(each, Ack(ping.message.nonce)), at)
+        times.append(at)
+    assert times[0] == pytest.approx(now + LAN.probe_period_s / 2)
+    assert all(later - earlier >= LAN.probe_period_s / 2 for earlier, later in itertools.pairwise(times))
+
+
+def test_doubt_about_a_stranger_the_dead_or_who_is_being_probed_changes_nothing() -> None:
+    node = core(0, census(200), profile=replace(QUIET, doubted_max=2))
+    now, ping = probe(node)
+    node.handle(Received(peer(5), Gossip((claim(6, START + 1, left=True),))), now)
+    for each in (ping.to, peer(6), peer(999)):
+        node.handle(Doubt(each), now)
+    others = [p for p in map(peer, range(7, 20)) if p != ping.to]
+    for each in others[:3]:  # one more than there is room for
+        node.handle(Doubt(each), now)
+    node.handle(Received(peer(5), Gossip((claim_of_left(others[0]),))), now)
+    node.handle(Received(ping.to, Ack(ping.message.nonce)), now)
+    probed = []
+    for _ in range(3):
+        at, next_ping = probe(node)
+        probed.append(next_ping.to)
+        node.handle(Received(next_ping.to, Ack(next_ping.message.nonce)), at)
+    assert probed[0] == others[1]  # the first one has left meanwhile
+    assert others[2] not in probed[:1]
+
+
+def claim_of_left(who: bytes) -> Claim:
+    number = next(number for number in range(1000) if peer(number) == who)
+    return claim(number, START + 1, left=True)
+
+
+def test_a_greeting_that_is_answered_tells_the_round_trip_and_silence_means_nothing() -> None:
+    node = core(0, census(6), profile=replace(QUIET, greetings_max=2))
+    [ping] = sent(node.handle(Greet(peer(1)), 0.0), Ping)
+    assert ping.to == peer(1)
+    assert node.handle(Received(peer(2), Ack(ping.message.nonce)), 0.1) == []
+    assert node.handle(Received(peer(1), Ack(ping.message.nonce)), 0.25) == [Answered(peer(1), 0.25)]
+    assert node.handle(Received(peer(1), Ack(ping.message.nonce)), 0.3) == []
+    nonces = [sent(node.handle(Greet(peer(n)), 0.4), Ping)[0].message.nonce for n in (1, 2, 3)]
+    assert node.handle(Received(peer(1), Ack(nonces[0])), 0.5) == []  # the oldest of more than there is room for
+    assert of(node.handle(Received(peer(3), Ack(nonces[2])), 0.5), Answered)
+    assert node.handle(Greet(peer(99)), 0.5) == []
 
 
 def test_a_node_that_knows_nobody_probes_nobody() -> None:
