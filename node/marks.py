@@ -6,7 +6,6 @@ still be valid.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +15,7 @@ from protos.limits import CLOCK_DIFFERENCE_S_MAX, MARKS_MAX, RECORD_S_MAX
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from node.record import Envelope, Record
+    from node.record import Record
     from protos.ids import PeerId
 
 DIGEST_BYTES: Final = 16
@@ -24,31 +23,26 @@ DIGEST_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """`digest`: of the record with this sequence.  `ends_at_ms`: since 1970; what is older has expired by then."""
+    """`digest`: the beginning of that record's sha256.  `ends_at_ms`: since 1970; what is older has expired by then."""
 
     sequence: int
     digest: bytes
     ends_at_ms: int
 
-    def check(self, record: Record, envelope: Envelope) -> None:
-        """Of a peer of which no record is in force.  Raises RecordRolledBack, Equivocation."""
-        if record.sequence < self.sequence:
+    def check(self, peer: PeerId, sequence: int, sha256: bytes) -> None:
+        """A record of a peer of which none is in force.  Raises RecordRolledBack, Equivocation."""
+        if sequence < self.sequence:
             raise RecordRolledBack(
-                f"a node's record is refused: {envelope.peer[:8]} has signed {self.sequence} since, and this is "
-                f"{record.sequence}"
+                f"a node's record is refused: {peer[:8]} has signed {self.sequence} since, and this is {sequence}"
             )
-        if record.sequence == self.sequence and digest_of(envelope.content) != self.digest:
-            raise Equivocation(f"a node's record is refused: {envelope.peer[:8]} signed another one with this sequence")
+        if sequence == self.sequence and sha256[:DIGEST_BYTES] != self.digest:
+            raise Equivocation(f"a node's record is refused: {peer[:8]} signed another one with this sequence")
 
 
-def mark_of(record: Record, content: bytes) -> Mark:
+def mark_of(record: Record, sha256: bytes) -> Mark:
     """A record with a lower sequence was issued earlier, and holds for RECORD_S_MAX at most."""
     ends_at_ms = record.issued_at_ms + (RECORD_S_MAX + CLOCK_DIFFERENCE_S_MAX) * 1000
-    return Mark(record.sequence, digest_of(content), ends_at_ms)
-
-
-def digest_of(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()[:DIGEST_BYTES]
+    return Mark(record.sequence, sha256[:DIGEST_BYTES], ends_at_ms)
 
 
 class Marks:

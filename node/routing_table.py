@@ -18,6 +18,7 @@ What raises has changed nothing but the sender's count, and the evidence.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from node.marks import Mark
     from node.network import Network
-    from node.record import Envelope, Held, Record
+    from node.record import Held, Record
     from node.revocations import Outcome as RevocationsOutcome
     from protos.ids import PeerId
 
@@ -72,7 +73,7 @@ Outcome = Accepted | Same | Stale
 @dataclass(frozen=True, slots=True)
 class _Entry:
     record: Record
-    content: bytes  # what was signed
+    sha256: bytes  # of what was signed
     signed: bytes  # as it is passed on
 
 
@@ -94,7 +95,7 @@ class RoutingTable:
         self._entries: dict[PeerId, _Entry] = {}
         self._records: dict[PeerId, Record] = {}
         self._is_shared = False
-        self._peer_of: dict[bytes, PeerId] = {}  # by the signed content
+        self._peer_of: dict[bytes, PeerId] = {}  # by the sha256 of what was signed
         self._holders = Holders()
         self._newcomers = Newcomers()
         self._marks = Marks(marks)
@@ -108,7 +109,8 @@ class RoutingTable:
         Raises what is listed above.
         """
         envelope = records.opened(data)
-        known = self._peer_of.get(envelope.content)
+        sha256 = hashlib.sha256(envelope.content).digest()
+        known = self._peer_of.get(sha256)
         if known is not None and not records.is_expired(self._records[known], int(now * 1000)):
             return Same(self._records[known])
         peer = envelope.peer
@@ -116,8 +118,8 @@ class RoutingTable:
         if sender is not None and is_new and peer not in self._entries:
             self._newcomers.count(sender, now)
         record = records.verified(envelope, int(now * 1000), self.network, self._revocations.revocations)
-        entry = _Entry(record, envelope.content, envelope.signed)
-        if self._is_stale(peer, entry, envelope):
+        entry = _Entry(record, sha256, envelope.signed)
+        if self._is_stale(peer, entry):
             return Stale(record)
         if peer not in self._entries:
             self._make_room(sender if is_new else None, now)
@@ -200,14 +202,14 @@ class RoutingTable:
         """Reached now, or before a restart or an expiry: its mark says so."""
         return peer not in self._newcomers and (peer in self._entries or self._marks.get(peer) is not None)
 
-    def _is_stale(self, peer: PeerId, entry: _Entry, envelope: Envelope) -> bool:
+    def _is_stale(self, peer: PeerId, entry: _Entry) -> bool:
         """Raises RecordRolledBack, Equivocation."""
         old = self._entries.get(peer)
         if old is None:
             if mark := self._marks.get(peer):
-                mark.check(entry.record, envelope)
+                mark.check(peer, entry.record.sequence, entry.sha256)
             return False
-        if entry.record.sequence == old.record.sequence and entry.content != old.content:
+        if entry.record.sequence == old.record.sequence and entry.sha256 != old.sha256:
             self._evidence.add(Evidence(peer, old.record.sequence, old.signed, entry.signed), self.is_reached)
             raise Equivocation(f"a node's record is refused: {peer[:8]} signed two different ones with one sequence")
         return entry.record.sequence < old.record.sequence
@@ -233,14 +235,14 @@ class RoutingTable:
     def _put(self, peer: PeerId, entry: _Entry) -> None:
         old = self._entries.get(peer)
         if old is not None:
-            del self._peer_of[old.content]
+            del self._peer_of[old.sha256]
             self._holders.drop(peer, old.record.held)
         self._thaw()
         self._entries[peer] = entry
         self._records[peer] = entry.record
-        self._peer_of[entry.content] = peer
+        self._peer_of[entry.sha256] = peer
         self._holders.put(peer, entry.record.held)
-        self._marks.raise_to(peer, mark_of(entry.record, entry.content))
+        self._marks.raise_to(peer, mark_of(entry.record, entry.sha256))
         self.digest.put(peer_bytes(peer), entry.record.sequence)
 
     def _drop(self, peer: PeerId) -> None:
@@ -248,7 +250,7 @@ class RoutingTable:
         entry = self._entries.pop(peer)
         self._thaw()
         del self._records[peer]
-        del self._peer_of[entry.content]
+        del self._peer_of[entry.sha256]
         self._holders.drop(peer, entry.record.held)
         self.digest.drop(peer_bytes(peer))
         if peer in self._newcomers:
