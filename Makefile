@@ -12,7 +12,7 @@ PROMPT ?= What is the capital of France?
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test unit families e2e namespaces slow lint types laws protos ci containers bench bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack clean
+.PHONY: help demo test unit families e2e namespaces slow lint types laws protos ci containers bench bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack bench-routing-table clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -71,7 +71,7 @@ containers: $(STAMP)  ## Four nodes in containers, one killed in the middle of a
 
 ci: test lint types laws protos namespaces slow containers  ## All that CI asks
 
-bench: bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack  ## Every figure that the README quotes
+bench: bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack bench-routing-table  ## Every figure that the README quotes
 
 bench-decode: $(STAMP)  ## Tokens a second against transformers, batch 1 and 8
 	$(BIN)/python -m bench.decode
@@ -99,6 +99,9 @@ bench-start: $(STAMP)  ## Start to first token, and memory without weights
 
 bench-pack: $(STAMP)  ## Peak memory of packing 4 GB
 	$(BIN)/python -m bench.pack_memory
+
+bench-routing-table: $(STAMP)  ## Time and memory of the routing table at 10,000 records
+	$(BIN)/python -m bench.routing_table
 
 clean:  ## Remove the environment and caches (not the demo model)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -4,9 +4,9 @@ python -m bench.routing_table [--records 10000] [--rounds 5]
 
 How to read it.  Records are signed with real Ed25519 keys and come as bytes, as they do from other nodes.  A "span"
 record holds four of 58 layers with all their 256 experts; a "scattered" one a random half of all 14,848 experts, the
-longest there is to say of this model.  Each column has a process of its own; its memory is what it grew by (RSS) while it
-merged, with the signed bytes that it passes on.  Times are the thread's CPU time, so that what else runs on the machine
-does not count (but of the file with marks); medians of the rounds, of a merge the median over all records.
+longest there is to say of this model.  Each column has a process of its own; its memory is what it grew by (RSS) while
+it merged, with the signed bytes that it passes on.  Times are the thread's CPU time, so that what else runs on the
+machine does not count (but of the file with marks); medians of the rounds, of a merge the median over all records.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Claims: everybody's newest claim, in the shape in which two nodes compare them by digests.  PROTOCOL.md, "Push-pull".
+"""Claims: everybody's newest claim, in the shape in which two nodes compare them by digests.  PROTOCOL.md, section 17.
 
 Pure.  Law: equal claims give equal digests.  Who has left stands in no digest, since whoever never knew of it need not
 learn of it; but where a bucket differs, its claims go along with the others.

@@ -1,4 +1,4 @@
-"""Grant: an operator lets a peer into its network until a day.  PROTOCOL.md, "Networks and grants".
+"""Grant: an operator lets a peer into its network until a day.  PROTOCOL.md, section 16.
 
 Pure: bytes in, verified state out; the clock is an argument.  Law: only the operator gives, and what it gave ends.
 """

@@ -20,7 +20,7 @@ RECORD_GAP_S: Final = 10.0
 
 
 class Issuer:
-    """Of one node.  `own`: what its record says; its sequence is the last that is known (0: none), its times mean nothing.
+    """Of one node.  `own`: what its record says; its sequence is the last known one (0: none), its times do not matter.
 
     `ends_at_ms`: no record holds longer, as a grant does not; None: nothing ends it.
     """

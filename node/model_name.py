@@ -1,4 +1,4 @@
-"""ModelName: the operator's name for a model.  PROTOCOL.md, "Networks and grants".
+"""ModelName: the operator's name for a model.  PROTOCOL.md, section 16.
 
 Pure: bytes in, verified state out.  Law: a name is its signer's claim; the id is the truth.
 """

@@ -1,4 +1,4 @@
-"""Network: whose records belong together.  PROTOCOL.md, "Networks and grants".
+"""Network: whose records belong together.  PROTOCOL.md, section 16.
 
 Pure.  Law: the id is in all that is signed; what carries another is refused.  An open network is a name; a permissioned
 one is an operator's key, and whoever takes part in it has a grant of that key.

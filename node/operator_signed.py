@@ -1,4 +1,4 @@
-"""What the operator of a permissioned network says: bytes that its key signed.  PROTOCOL.md, "Networks and grants".
+"""What the operator of a permissioned network says: bytes that its key signed.  PROTOCOL.md, section 16.
 
 Pure: bytes in, verified content out.  Law: the key is in the message, and the network's id is its sha256, so whoever
 knows the id knows whom to believe.

@@ -1,6 +1,6 @@
 """PushPull: what a push-pull's messages say of records, claims, suspicions and load, and what is taken from them.
 
-Blocks on no network.  PROTOCOL.md, "Push-pull".  Law: records are taken before claims, and a claim counts only where
+Blocks on no network.  PROTOCOL.md, section 17.  Law: records are taken before claims, and a claim counts only where
 its peer's record is known, so that nobody is a member of whom nothing is known.
 """
 

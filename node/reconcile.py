@@ -1,4 +1,4 @@
-"""Push-pull: two routing tables find out what differs by digests, and exchange only that.  PROTOCOL.md, "Push-pull".
+"""Push-pull: two routing tables find out what differs by digests, and exchange only that.  PROTOCOL.md, section 17.
 
 Pure.  Law: equal tables exchange digests alone, and what differs crosses once, within two round trips:
 

@@ -1,4 +1,4 @@
-"""Revocations: the operator's versioned list of grants that hold no more.  PROTOCOL.md, "Networks and grants".
+"""Revocations: the operator's versioned list of grants that hold no more.  PROTOCOL.md, section 16.
 
 Pure: bytes in, verified state out.  Law: a list only grows newer; the highest version that was seen stays in force.
 """

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Networks and grants": what an operator gives, takes back and names."""
+"""PROTOCOL.md section 16: what an operator gives, takes back and names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Networks and grants": whose records belong together."""
+"""PROTOCOL.md section 16: whose records belong together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PROTOCOL.md, "Push-pull": two tables find out what differs, and exchange only that."""
+"""PROTOCOL.md section 17: two tables find out what differs, and exchange only that."""
 
 from __future__ import annotations
 
