@@ -12,7 +12,7 @@ PROMPT ?= What is the capital of France?
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test unit families e2e namespaces slow lint types laws protos ci containers bench bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack bench-routing-table clean
+.PHONY: help demo test unit families e2e namespaces slow lint types laws protos sim sim-long ci containers bench bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack bench-routing-table bench-gossip bench-gossip-scale clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,7 +38,7 @@ demo: $(DEMO_STAMP)  ## Four nodes answer together, and go on when one is killed
 test: unit families e2e  ## The fast suite: unit, families, end to end (below 5 minutes on 2 cores)
 
 unit: $(STAMP)  ## Pure units, parsers, stores, the door against toys
-	$(BIN)/python -m pytest -q -n 2 -m 'not families and not e2e and not slow and not namespaces and not containers'
+	$(BIN)/python -m pytest -q -n 2 -m 'not families and not e2e and not slow and not namespaces and not containers and not sim'
 
 families: $(STAMP)  ## Every family against transformers, token for token
 	$(BIN)/python -m pytest -q -n 2 -m 'families and not slow'
@@ -49,6 +49,12 @@ e2e: $(STAMP)  ## Real processes, a real store, the real command
 namespaces: $(STAMP)  ## Nodes on one LAN, in network namespaces (needs Linux, root and iproute2, which it installs)
 	@command -v ip >/dev/null || test "$$(id -u)" != 0 || { apt-get update -qq && apt-get install -y -qq iproute2; } || true
 	$(BIN)/python -m pytest -q -m namespaces tests/net
+
+sim: $(STAMP)  ## The virtual network: 200 seeds of mixed faults, or one in words (SEED=7)
+	$(if $(SEED),$(BIN)/python -m tests.sim --seed $(SEED),$(BIN)/python -m pytest -q -n 2 -m sim tests/sim)
+
+sim-long: $(STAMP)  ## Five thousand seeds, on all cores
+	$(BIN)/python -m tests.sim --seeds 5000
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -69,9 +75,9 @@ slow: $(STAMP)  ## Minutes long: a 4 GB checkpoint, a hundred runs in a row
 containers: $(STAMP)  ## Four nodes in containers, one killed in the middle of an answer (needs Docker)
 	$(BIN)/python -m pytest -q -m containers tests/deploy
 
-ci: test lint types laws protos namespaces slow containers  ## All that CI asks
+ci: test lint types laws protos sim namespaces slow containers  ## All that CI asks
 
-bench: bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack bench-routing-table  ## Every figure that the README quotes
+bench: bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack bench-routing-table bench-gossip bench-gossip-scale  ## Every figure that the README quotes
 
 bench-decode: $(STAMP)  ## Tokens a second against transformers, batch 1 and 8
 	$(BIN)/python -m bench.decode
@@ -102,6 +108,12 @@ bench-pack: $(STAMP)  ## Peak memory of packing 4 GB
 
 bench-routing-table: $(STAMP)  ## Time and memory of the routing table at 10,000 records
 	$(BIN)/python -m bench.routing_table
+
+bench-gossip: $(STAMP)  ## How fast a death is found, false ones, and what gossip costs, from 10 to 5,000 virtual nodes
+	$(BIN)/python -m bench.gossip
+
+bench-gossip-scale: $(STAMP)  ## A crash, a join and a partition among 10,000 virtual nodes
+	$(BIN)/python -m bench.gossip_scale
 
 clean:  ## Remove the environment and caches (not the demo model)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

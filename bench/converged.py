@@ -130,5 +130,3 @@ class Converged:
     def well(self) -> list[Machine]:
         """Live ones that are not slow."""
         return [machine for machine in self.network.machines if machine.host is not None and not machine.slow]
-
-

@@ -80,7 +80,9 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="*", default=[10, 100, 1000])
-    parser.add_argument("--most", type=int, default=5000, help="one column of its own, without loss and slow nodes; 0: none")
+    parser.add_argument(
+        "--most", type=int, default=5000, help="one column of its own, without loss and slow nodes; 0: none"
+    )
     parser.add_argument("--loss", type=int, nargs="+", default=[0, 5, 25], help="per cent")
     parser.add_argument("--slow", type=int, nargs="+", default=[0, 20], help="per cent")
     parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=list(WAYS))
@@ -165,10 +167,7 @@ def _row(cell: Cell, figures: Figures) -> list[str]:
         f"{cell.slow} %",
         cell.way,
         *(f"{part(values, share):.1f}" for values in (figures.first_s, figures.all_s) for share in (0.5, 0.99)),
-        *(
-            f"{count / figures.node_hours:.3g}"
-            for count in (figures.false_any, figures.false_well, figures.false_slow)
-        ),
+        *(f"{count / figures.node_hours:.3g}" for count in (figures.false_any, figures.false_well, figures.false_slow)),
         f"{figures.datagrams / node_seconds:.1f}",
         f"{figures.sent_bytes / node_seconds:,.0f}",
     ]

@@ -18,7 +18,8 @@ from tests.sim.wire import DATAGRAM_BYTES_MAX, datagram_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tests.sim.host import Datagram, Host
+    from tests.sim.book import Page
+    from tests.sim.host import Datagram, Host, Member
     from tests.sim.machine import Machine
     from tests.sim.notary import Notary
 
@@ -27,6 +28,25 @@ Believed = dict[bytes, tuple[State, Claim]]
 
 class LawBroken(AssertionError):
     """Says which law, who broke it, and when."""
+
+
+class _Seen:
+    """What one process held after its last step."""
+
+    __slots__ = ("believed", "members", "own", "pages", "suspicions")
+
+    def __init__(self) -> None:
+        self.believed: Believed = {}
+        self.members: list[Member] = []
+        self.own: list[Claim] = []
+        self.pages: list[Page] = []
+        self.suspicions: list[Suspicion] = []
+
+    def is_new(self, name: str, held: list[Any]) -> bool:
+        if held == getattr(self, name):
+            return False
+        setattr(self, name, held)
+        return True
 
 
 class Laws(Watcher):
@@ -39,10 +59,11 @@ class Laws(Watcher):
         self._notary = notary
         self._evil = evil
         self._true: set[bytes] = set()  # signatures that were asked after
-        self._believed: dict[int, Believed] = {}
+        self._seen: dict[int, _Seen] = {}
         self._own: dict[int, tuple[int, bool, int]] = {}
         self._sequences: dict[int, dict[bytes, int]] = {}
         self._dead_since: dict[tuple[int, bytes], float] = {}
+        self._suspect_since: dict[tuple[int, bytes], float] = {}
         self._machine_of: dict[bytes, Machine] = {}
         self._apart_until: list[tuple[frozenset[int], frozenset[int], float]] = []
 
@@ -66,25 +87,31 @@ class Laws(Watcher):
             self._break(machine, f"sends a datagram of {size} bytes")
 
     def stepped(self, machine: Machine, kind: str, content: Any, effects: list[Any]) -> None:
+        """What is the same objects as before has been looked at before."""
         host = machine.host
         if host is None or machine.number in self._evil:
             return
-        self._own_claim(machine, host)
-        before = self._believed.get(machine.number, {})
-        after = {member.claim.peer: (member.state, member.claim) for member in host.beliefs()}
-        if after != before:
+        seen = self._seen.setdefault(machine.number, _Seen())
+        before = after = seen.believed
+        if seen.is_new("members", list(host.beliefs())):
+            after = seen.believed = {member.claim.peer: (member.state, member.claim) for member in seen.members}
             self._table(machine, before, after)
-            self._believed[machine.number] = after
+            self._limits(machine, host, after)
         self._effects(machine, before, after, effects)
-        self._limits(machine, host, after)
-        self._records(machine, host)
-        for suspicion in host.suspicions():
-            self._must_be_true(machine, suspicion, "holds")
+        if seen.is_new("own", [host.claim]):
+            self._own_claim(machine, host)
+        if seen.is_new("pages", list(host.disk.book.pages.values())):
+            self._records(machine, host)
+        if seen.is_new("suspicions", list(host.suspicions())):
+            for suspicion in seen.suspicions:
+                self._must_be_true(machine, suspicion, "holds")
 
     def stopped(self, machine: Machine) -> None:
         """A new process begins with an empty table; its book of records is what the disk kept."""
-        for peer in self._believed.pop(machine.number, {}):
+        seen = self._seen.pop(machine.number, None)
+        for peer in seen.believed if seen else ():
             self._dead_since.pop((machine.number, peer), None)
+            self._suspect_since.pop((machine.number, peer), None)
         self._own.pop(machine.number, None)
 
     def wiped(self, machine: Machine) -> None:
@@ -98,10 +125,10 @@ class Laws(Watcher):
         if (earlier := self._own.get(machine.number)) is not None and rank < earlier:
             self._break(machine, f"goes back from {earlier} to {rank} in its own claim")
         self._own[machine.number] = rank
-        if host.peer in self._believed.get(machine.number, {}):
-            self._break(machine, "is a member of its own table")
 
     def _table(self, machine: Machine, before: Believed, after: Believed) -> None:
+        if machine.host is not None and machine.host.peer in after:
+            self._break(machine, "is a member of its own table")
         for peer, (state, claim) in after.items():
             earlier = before.get(peer)
             if earlier is not None and earlier == (state, claim):
@@ -111,9 +138,23 @@ class Laws(Watcher):
                 self._break(machine, f"goes back from {earlier[1].rank} to {claim.rank} about {self._name(peer)}")
             if (state is State.LEFT) != claim.left:
                 self._break(machine, f"believes {state.name} of {self._name(peer)}, who did not claim that")
+            self._death(machine, peer, earlier[0] if earlier else None, state)
             self._dead(machine, peer, state)
         for peer in before.keys() - after.keys():
             self._dead(machine, peer, None)
+            self._suspect_since.pop((machine.number, peer), None)
+
+    def _death(self, machine: Machine, peer: bytes, before: State | None, after: State) -> None:
+        """It is this node's own conclusion, from a suspicion that had its time here."""
+        key = (machine.number, peer)
+        if after is State.SUSPECT:
+            self._suspect_since.setdefault(key, self.network.now)
+            return
+        since = self._suspect_since.pop(key, self.network.now)
+        if after is State.DEAD and before is not State.DEAD and machine.host is not None:
+            profile = machine.host.profile
+            if self.network.now - since < profile.suspicion_multiplier * profile.probe_period_s - 1e-6:
+                self._break(machine, f"buries {self._name(peer)} after {self.network.now - since:.2f} s of suspicion")
 
     def _effects(self, machine: Machine, before: Believed, after: Believed, effects: list[Any]) -> None:
         """The last word of the effects about a peer is what the table says: drivers see nothing else."""
@@ -202,7 +243,7 @@ class Laws(Watcher):
         for observer in honest:
             if observer.host is None:
                 continue
-            believed = self._believed.get(observer.number, {})
+            believed = self._seen[observer.number].believed
             for peer, subject in self._machine_of.items():
                 if subject is not observer and subject.number not in self._evil:
                     wrong += self._wrong(observer, believed.get(peer), peer, subject)
@@ -232,4 +273,3 @@ class Laws(Watcher):
 
 def _between(one: frozenset[int], other: frozenset[int], a: int, b: int) -> bool:
     return (a in one and b in other) or (b in one and a in other)
-

@@ -21,7 +21,6 @@ from tests.sim.troubles import (
     Arrival,
     ClockStep,
     Crash,
-    Disk as Kept,
     Evil,
     Leave,
     Pause,
@@ -29,6 +28,9 @@ from tests.sim.troubles import (
     Split,
     Storm,
     Trouble,
+)
+from tests.sim.troubles import (
+    Disk as Kept,
 )
 from tests.sim.villain import Villain, Wiretap
 
@@ -162,7 +164,9 @@ class Run:
             if not wrong:
                 return self.network.now - began_s
             if self.network.now - began_s > SETTLE_S_MAX:
-                raise LawBroken(f"after {SETTLE_S_MAX:.0f} s of peace {len(wrong)} beliefs are wrong: {'; '.join(wrong[:4])}")
+                raise LawBroken(
+                    f"after {SETTLE_S_MAX:.0f} s of peace {len(wrong)} beliefs are wrong: {'; '.join(wrong[:4])}"
+                )
 
     # -- processes
 

@@ -79,6 +79,24 @@ def draw(seed: int) -> Scenario:
     )
 
 
+def scene(*troubles: Trouble, hosts: int = 6, seed: int = 1, loss: float = 0.0) -> Scenario:
+    """A scenario of these troubles alone, on good links, for tests that are about one thing."""
+    ends_s = max((trouble.until_s for trouble in troubles if not math.isinf(trouble.for_s)), default=CALM_S)
+    arriving = {trouble.host for trouble in troubles if isinstance(trouble, Arrival)}
+    return Scenario(
+        seed=seed,
+        hosts=hosts,
+        starts_s={host: 0.1 * host for host in range(hosts) if host not in arriving},
+        seeds={host: (0,) if host else () for host in range(hosts)},
+        skews_s=dict.fromkeys(range(hosts), 0.0),
+        islands={},
+        between_s=0.0,
+        quality=Quality(loss=loss),
+        troubles=troubles,
+        ends_s=ends_s,
+    )
+
+
 def _seeds(luck: random.Random, host: int, hosts: int, arriving: set[int]) -> tuple[int, ...]:
     """Host 0 for all, and one more: that two seeds know each other makes one network of it."""
     others = [other for other in range(hosts) if other != host and other not in arriving]
