@@ -118,6 +118,7 @@ class Discovery:
                 await self._loop(events, nursery, news)
         finally:
             with trio.CancelScope(shield=True):
+                self._note_known()
                 await self._remember()
 
     async def _loop(
@@ -133,14 +134,17 @@ class Discovery:
             self._handle(event, nursery, news)
 
     def _look_at_known(self, nursery: trio.Nursery, news: trio.MemorySendChannel[Event]) -> None:
+        peers = frozenset(self._note_known())
+        if peers != self._last:
+            self._last = peers
+            self._handle(Known(peers), nursery, news)
+
+    def _note_known(self) -> Mapping[PeerId, str]:
         known = self._known()
         now = int(time.time())
         if self._ways.peers_file is not None:
             self._seen |= {peer: Remembered(peer, at, now) for peer, at in known.items() if peer != self._ways.me}
-        peers = frozenset(known)
-        if peers != self._last:
-            self._last = peers
-            self._handle(Known(peers), nursery, news)
+        return known
 
     def _handle(self, event: Event, nursery: trio.Nursery, news: trio.MemorySendChannel[Event]) -> None:
         try:

@@ -22,6 +22,9 @@ BELIEVED_S: Final = 1800.0
 PEERS_ASKED: Final = 3
 """Peers whose word is wanted; a node that many can reach asks nobody more."""
 
+ASKED_S: Final = 20.0
+"""A peer that is being asked is not asked again meanwhile."""
+
 PEERS_MAX: Final = 64
 """Whose words are remembered; of more, the oldest is forgotten."""
 
@@ -39,18 +42,21 @@ class Reachable:
     def __init__(self, address: str) -> None:
         self.address = address
         self._words: dict[PeerId, _Word] = {}
+        self._asked: dict[PeerId, float] = {}
         self._lock = threading.Lock()
 
     def wants(self, peer: PeerId, now: float) -> bool:
-        """Whether this peer's word is wanted, or wanted again."""
+        """Whether this peer's word is wanted, or wanted again; then it counts as being asked."""
         with self._lock:
-            word = self._words.get(peer)
-            if word is not None:
-                return now - word.at >= (BELIEVED_S if word.reached else ASK_AGAIN_S)
-            return sum(word.reached for word in self._words.values()) < PEERS_ASKED
+            if not self._is_due(peer, now):
+                return False
+            self._asked = {other: at for other, at in self._asked.items() if now - at < ASKED_S}
+            self._asked[peer] = now
+            return True
 
     def said(self, peer: PeerId, reached: bool, why: str, now: float) -> None:
         with self._lock:
+            self._asked.pop(peer, None)
             self._words.pop(peer, None)
             self._words[peer] = _Word(reached, why, now)
             if len(self._words) > PEERS_MAX:
@@ -63,3 +69,11 @@ class Reachable:
         if not words or any(word.reached for word in words):
             return None
         return words[-1].why
+
+    def _is_due(self, peer: PeerId, now: float) -> bool:
+        if now - self._asked.get(peer, -ASKED_S) < ASKED_S:
+            return False
+        word = self._words.get(peer)
+        if word is not None:
+            return now - word.at >= (BELIEVED_S if word.reached else ASK_AGAIN_S)
+        return sum(word.reached for word in self._words.values()) < PEERS_ASKED

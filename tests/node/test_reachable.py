@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from node.reachable import ASK_AGAIN_S, BELIEVED_S, PEERS_ASKED, PEERS_MAX, Reachable
+from node.reachable import ASK_AGAIN_S, ASKED_S, BELIEVED_S, PEERS_ASKED, PEERS_MAX, Reachable
 from protos.ids import PeerId
 
 A, B = PeerId("a"), PeerId("b")
@@ -34,6 +34,13 @@ def test_who_could_not_is_asked_again_and_who_could_much_later(reachable: Reacha
     assert reachable.wants(A, ASK_AGAIN_S)
     assert not reachable.wants(B, BELIEVED_S - 1)
     assert reachable.wants(B, BELIEVED_S)
+
+
+def test_who_is_being_asked_is_not_asked_again_meanwhile(reachable: Reachable) -> None:
+    assert reachable.wants(A, 0.0)
+    assert not reachable.wants(A, ASKED_S - 1)
+    assert reachable.wants(A, ASKED_S), "it never said anything"
+    assert reachable.wants(B, ASKED_S)
 
 
 def test_an_old_word_is_worth_nothing(reachable: Reachable) -> None:

@@ -1,4 +1,4 @@
-"""Nodes that only know each other: TLS, Hello and records over real gRPC on loopback, without a model."""
+"""Nodes that only know each other: TLS, Hello, push-pulls over real gRPC and real datagrams on loopback, no model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from node.certificate import Certificate
 from node.hello import Authentication, Callers
 from node.identity import Identity
 from node.link import SERVER_OPTIONS, Links, server_credentials
-from node.peers import About, Peers
+from node.network import Network, open_network
+from node.peers import About, Peers, Places
 from node.peers_service import PeersService
+from node.profile import LAN, scaled
 from node.record import Held
+from node.udp import Udp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from node.hello import Caller
 
@@ -28,7 +32,7 @@ MODEL = "a" * 64
 
 
 class PeerNode:
-    """Listens from construction on.  `run` is a context in which it exchanges records, in a thread of its own."""
+    """Listens from construction on; gossips from `start` on, in a thread of its own."""
 
     def __init__(
         self,
@@ -39,6 +43,11 @@ class PeerNode:
         certificate: Certificate | None = None,
         plaintext: bool = False,
         permit: bool = False,
+        network: Network | None = None,
+        grant: bytes = b"",
+        folder: Path | None = None,
+        advertise: str = "",
+        probe_period_s: float = 0.1,
         held: Sequence[Held] = (Held(MODEL, span=range(2), embed=True, head=True, experts={0: 5, 1: 5}),),
     ) -> None:
         self.identity = identity or Identity.create()
@@ -50,14 +59,30 @@ class PeerNode:
         self.server = grpc.server(
             self.pool, options=SERVER_OPTIONS, interceptors=[Authentication(self.callers, permit=self._permit)]
         )
-        self.port = self._bind(f"127.0.0.1:{port}")
+        self.udp = Udp("127.0.0.1", port)
+        self.port = self._bind(f"127.0.0.1:{self.udp.port}")
         self.address = f"127.0.0.1:{self.port}"
         self.links = Links(self.identity, plaintext=plaintext, timeout_s=5.0)
-        about = About(self.address, self.sha256, zone="here")
-        self.peers = Peers(self.identity, self.links, PeerHealth(), about, join=join, period_s=0.05)
-        self.peers.publish(held)
+        about = About(advertise or self.address, self.sha256, zone="here", grant=grant)
+        places = Places(join)
+        if folder is not None:
+            places = Places(join, peers_file=folder / "node.peers", marks_file=folder / "node.marks")
+        self.peers = Peers(
+            self.identity,
+            network or open_network(),
+            self.links,
+            self.udp,
+            PeerHealth(),
+            about,
+            held,
+            places=places,
+            profile=scaled(LAN, probe_period_s),
+        )
         self._permits = permit
-        PeersService(self.callers, self.peers).add_to(self.server)
+        self.service = PeersService(
+            self.callers, self.peers.roster, self.peers.gossip, self.identity, plaintext=plaintext
+        )
+        self.service.add_to(self.server)
         self.server.start()
         self._thread: threading.Thread | None = None
 
@@ -71,7 +96,7 @@ class PeerNode:
         return self.server.add_secure_port(address, server_credentials(self.certificate))
 
     def start(self) -> PeerNode:
-        """Begins to exchange records."""
+        """Takes part from now on."""
         started = threading.Event()
 
         async def main() -> None:
@@ -86,6 +111,11 @@ class PeerNode:
         assert started.wait(20)
         return self
 
+    def leave(self) -> None:
+        """As a node that is ended: it says good-bye first."""
+        trio.from_thread.run(self.peers.leave, trio_token=self._token)
+        self.stop()
+
     def stop(self) -> None:
         """As a killed process: nothing is said to anybody.  May be repeated."""
         if self._thread is not None:
@@ -93,6 +123,7 @@ class PeerNode:
             self._thread.join(20)
             self._thread = None
         self.links.close()
+        self.udp.close()
         self.server.stop(None).wait(20)
         self.pool.shutdown(wait=True)
 
