@@ -219,7 +219,7 @@ class Membership:
 
     __slots__ = (
         "_asked_sync_at", "_claim", "_dead_probe_at", "_deadline", "_doubted", "_effects", "_expiries", "_gossip_at",
-        "_greetings", "_handled_at", "_health", "_key", "_late_relays", "_left", "_network", "_next_probe_at",
+        "_greetings", "_handled_at", "_health", "_key", "_late_relays", "_left", "_lied", "_network", "_next_probe_at",
         "_notices", "_own", "_probe", "_probe_began_at", "_profile", "_queue", "_random", "_refuted_at", "_relays",
         "_sign", "_stranger", "_sync_at", "_synced_at", "_table", "_timers", "_told_at", "_verified", "_verify",
         "_wanted",
@@ -272,6 +272,7 @@ class Membership:
         self._stranger: PeerHash | None = None
         self._dead_probe_at = now + (0.5 + random.random()) * (profile.dead_probe_period_s or math.inf)
         self._effects: list[Effect] = []
+        self._lied = False  # who told of this event passed a forgery on
         self._claim, is_new = self._first_claim(census, incarnation, sequence)
         self._queue = Broadcasts(profile.broadcasts_max)
         self._gossip_at = math.inf
@@ -347,10 +348,13 @@ class Membership:
 
         A claim is checked in this order: about whom; newer than the one held; room; signature.  A suspicion: about
         whom; its incarnation; the subject's state; its accuser is alive; new to this timer; signature.  What fails a
-        check changes nothing, and only a signature that does not fit is held against its sender (`Refused`).
+        check changes nothing, and only a signature that does not fit is held against its sender (`Refused`): the rest
+        of what it tells in this event is not looked at.  Nobody honest passes on what he has not verified, and
+        thousands of forgeries must not cost as many verifications.
         """
         effects: list[Effect] = []
         self._effects = effects
+        self._lied = False
         late_s = now - max(self._deadline, self._handled_at)
         if self._profile.pause_s and late_s > self._profile.pause_s:
             self._notice_pause(late_s)
@@ -415,11 +419,15 @@ class Membership:
         behind = False
         told = 0
         for claim in event.claims:
+            if self._lied:
+                return
             if claim.peer == self._own:
                 behind |= self._meet_own(claim, event.peer, now)
             else:
                 told += self._take_claim(claim, event.peer, now, told)
         for suspicion in event.suspicions:
+            if self._lied:
+                return
             behind |= self._take_suspicion(suspicion, event.peer, now)
         if behind:
             self._send(Gossip(self._gossip_for(event.peer, own=True)), event.peer)
@@ -457,6 +465,8 @@ class Membership:
         """True: the teller is behind about this node, and needs its claim."""
         behind = False
         for item in items[: self._profile.items_max]:
+            if self._lied:
+                break
             if isinstance(item, Suspicion):
                 behind |= self._take_suspicion(item, teller, now)
             elif item.peer == self._own:
@@ -641,6 +651,7 @@ class Membership:
         try:
             verify_item(self._verify, self._network, item)
         except InvalidSignature:
+            self._lied = True
             self._refuse(teller, Refusal.FORGED)
             return False
         if len(self._verified) >= self._profile.verified_max:
