@@ -1,7 +1,8 @@
 """PushPull: what a push-pull's messages say of records, claims, suspicions and load, and what is taken from them.
 
-Blocks on no network.  PROTOCOL.md, section 17.  Law: records are taken before claims, and a claim counts only where
-its peer's record is known, so that nobody is a member of whom nothing is known.
+Blocks on no network.  PROTOCOL.md, section 17.  Laws: records are taken before claims, and a claim counts only where
+its peer's record is known, so that nobody is a member of whom nothing is known.  A record that is refused keeps no
+other out; one that nobody signed ends the push-pull, since nobody honest passes on what he has not verified.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from node import log, reconcile
+from node import record as records
 from node.claim import id_of
 from node.datagram import claim_message, parse_claim, parse_suspicion, suspicion_message
 from node.reconcile import DIGEST_BYTES
 from protos import peers_pb2 as pb
-from protos.errors import InvalidRequest, ShoalError
+from protos.errors import Equivocation, InvalidRequest, InvalidSignature, PermissionDenied, ShoalError
 from protos.limits import (
     PEERS_MESSAGE_BYTES_MAX,
     REVOCATIONS_BYTES_MAX,
@@ -46,13 +48,21 @@ class Members(Protocol):
 
 
 @dataclass(slots=True)
+class _Taken:
+    """What came, beside the records that the roster has now.  `refused`: whose record was not taken, and why."""
+
+    claims: list[Claim] = field(default_factory=list)
+    suspicions: list[Suspicion] = field(default_factory=list)
+    refused: dict[PeerId, ShoalError] = field(default_factory=dict)
+    news: bool = False
+
+
+@dataclass(slots=True)
 class Exchange:
     """One push-pull, as who asks sees it."""
 
     asked: pb.SyncRequest
-    claims: list[Claim] = field(default_factory=list)
-    suspicions: list[Suspicion] = field(default_factory=list)
-    news: bool = False
+    taken: _Taken = field(default_factory=_Taken)
 
 
 class PushPull:
@@ -77,34 +87,50 @@ class PushPull:
         return Exchange(asked)
 
     def go_on(self, exchange: Exchange, reply: pb.SyncReply, host: str) -> pb.SyncRequest | None:
-        """After the first reply: the second request, or None.  Raises InvalidRequest, WrongNetwork."""
-        self._take_reply(exchange, reply, host)
+        """After the first reply: the second request, or None.
+
+        Raises InvalidRequest, WrongNetwork, InvalidSignature, InvalidDatagram, and InvalidGrant for a revocation list.
+        """
+        self._take(reply, host, exchange.taken)
         count = len(exchange.asked.claim_digests) // DIGEST_BYTES
-        if any(bucket >= count for bucket in reply.claims_differing):
-            raise InvalidRequest("a push-pull is refused: it names buckets of claims that were not asked about")
+        differing = list(reply.claims_differing)
+        if differing != sorted(set(differing)) or any(bucket >= count for bucket in differing):
+            raise InvalidRequest("a push-pull is refused: its buckets of claims were not asked about, or not in order")
         with self._roster.locked:
             second = reconcile.follow_up(self._roster, exchange.asked, reply, self._random)
-        newer = self._members.claims_newer(exchange.claims, reply.claims_differing, count)
+        newer = self._members.claims_newer(exchange.taken.claims, differing, count)
         if newer:
             second = second or pb.SyncRequest(network=self._roster.network.id)
             second.claims.extend(map(_claim_bytes, self._limited(newer)))
         return second
 
     def end(self, exchange: Exchange, peer: PeerId, reply: pb.SyncReply | None, host: str) -> bool:
-        """After the last reply: all claims are taken.  True: something is new."""
+        """After the last reply: all claims are taken.  True: something is new.
+
+        Raises as `go_on`; afterwards also what is wrong with the peer's own record, if that is not known.
+        """
+        taken = exchange.taken
         if reply is not None:
-            self._take_reply(exchange, reply, host)
-        self._members.synced(peer, self._known(exchange.claims), tuple(exchange.suspicions))
-        return exchange.news
+            self._take(reply, host, taken)
+        self._members.synced(peer, self._known(taken.claims), tuple(taken.suspicions))
+        if self._roster.record_of(peer) is None:
+            raise taken.refused.get(peer) or InvalidRequest(
+                f"a push-pull with {host} brought no record of who answers there"
+            )
+        return taken.news
 
     # --- the side that answers
 
     def answer(self, caller: PeerId, host: str, request: pb.SyncRequest) -> pb.SyncReply:
-        """Raises InvalidRequest, WrongNetwork, and what is wrong with the caller's own record if that is not known."""
-        _check_counts(request)
-        self._roster.network.check(request.network, "a push-pull")
-        claims, suspicions, _ = self._take(request, host, caller)
-        self._members.synced(caller, self._known(claims), tuple(suspicions))
+        """Raises as `go_on`, and what is wrong with the caller's own record if that is not known.
+
+        PermissionDenied: in a permissioned network it has none.
+        """
+        taken = _Taken()
+        self._take(request, host, taken)
+        if self._roster.record_of(caller) is None:
+            self._refuse(caller, taken)
+        self._members.synced(caller, self._known(taken.claims), tuple(taken.suspicions))
         with self._roster.locked:
             reply = reconcile.reply(self._roster, request, self._random)
         if request.claim_digests:
@@ -123,35 +149,40 @@ class PushPull:
         message.revocations = self._roster.revocations
         message.load = self._roster.load_report()
 
-    def _take_reply(self, exchange: Exchange, reply: pb.SyncReply, host: str) -> None:
-        _check_counts(reply)
-        self._roster.network.check(reply.network, "a push-pull")
-        claims, suspicions, news = self._take(reply, host, None)
-        exchange.claims += claims
-        exchange.suspicions += suspicions
-        exchange.news |= news
-
-    def _take(
-        self, message: pb.SyncRequest | pb.SyncReply, host: str, caller: PeerId | None
-    ) -> tuple[list[Claim], list[Suspicion], bool]:
-        """One record that is refused is no reason to refuse the others, unless nothing else is known of the caller."""
+    def _take(self, message: pb.SyncRequest | pb.SyncReply, host: str, taken: _Taken) -> None:
+        _check_counts(message)
+        self._roster.network.check(message.network, "a push-pull")
         if message.revocations:
-            self._roster.merge_revocations(message.revocations)
-        refused: ShoalError | None = None
-        news = False
+            self._take_revocations(message.revocations)
         for data in message.records:
             try:
-                news |= self._roster.merge(data, host)
+                taken.news |= self._roster.merge(data, host)
+            except InvalidSignature:
+                raise
             except ShoalError as error:
-                refused = error
                 log.get("peers").debug("a record was refused", host=host, code=error.code, error=error.message)
-        if caller is not None and refused is not None and self._roster.record_of(caller) is None:
-            raise refused
+                if (peer := _subject(data)) is not None:
+                    taken.refused[peer] = error
         if message.load:
             self._roster.merge_load(message.load)
-        claims = [parse_claim(data) for data in message.claims]
-        suspicions = [parse_suspicion(data) for data in message.suspicions]
-        return claims, suspicions, news
+        taken.claims += map(parse_claim, message.claims)
+        taken.suspicions += map(parse_suspicion, message.suspicions)
+
+    def _take_revocations(self, data: bytes) -> None:
+        """An operator that contradicts itself must not keep its nodes from each other: each stays with its first."""
+        try:
+            self._roster.merge_revocations(data)
+        except Equivocation as error:
+            log.get("peers").warning("a revocation list is refused", error=error.message)
+
+    def _refuse(self, caller: PeerId, taken: _Taken) -> None:
+        """Anybody may look into an open network."""
+        if caller in taken.refused:
+            raise taken.refused[caller]
+        if self._roster.network.permissioned:
+            raise PermissionDenied(
+                f"{caller[:8]} is known here as no node of this network, and sent no record of its own"
+            )
 
     def _known(self, claims: Iterable[Claim]) -> tuple[Claim, ...]:
         return tuple(claim for claim in claims if self._roster.record_of(id_of(claim.peer)) is not None)
@@ -161,6 +192,14 @@ class PushPull:
         if len(claims) <= SYNC_CLAIMS_MAX:
             return claims
         return self._random.sample(claims, SYNC_CLAIMS_MAX)
+
+
+def _subject(data: bytes) -> PeerId | None:
+    """Whose record it claims to be; None: it is no record."""
+    try:
+        return records.opened(data).peer
+    except ShoalError:
+        return None
 
 
 def _check_counts(message: pb.SyncRequest | pb.SyncReply) -> None:
