@@ -76,4 +76,5 @@ class Reachable:
         word = self._words.get(peer)
         if word is not None:
             return now - word.at >= (BELIEVED_S if word.reached else ASK_AGAIN_S)
-        return sum(word.reached for word in self._words.values()) < PEERS_ASKED
+        believed = [word for word in self._words.values() if word.reached and now - word.at < BELIEVED_S]
+        return len(believed) < PEERS_ASKED

@@ -6,10 +6,10 @@ dropped, as the network might drop it.  What is read has at most DATAGRAM_BYTES_
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import socket
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -56,6 +56,7 @@ class Udp:
             ) from None
         self.port: int = self._socket.getsockname()[1]
         self._names: dict[str, tuple[float, SocketAddress | None]] = {}
+        self._names_lock = threading.Lock()  # of whoever adds one
         self._wanted: Inbox[str] | None = None
 
     def __enter__(self) -> Self:
@@ -127,10 +128,10 @@ class Udp:
         return (found.host if version == 6 else f"::ffff:{found.host}", found.port)
 
     def _remember(self, address: str, until: float, where: SocketAddress | None) -> None:
-        if len(self._names) >= NAMES_MAX and address not in self._names:
-            with contextlib.suppress(StopIteration, KeyError):
+        with self._names_lock:
+            if len(self._names) >= NAMES_MAX and address not in self._names:
                 del self._names[next(iter(self._names))]
-        self._names[address] = (until, where)
+            self._names[address] = (until, where)
 
     async def _look_up_names(self, wanted: Inbox[str]) -> None:
         while True:
