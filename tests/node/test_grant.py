@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,6 @@ from protos.errors import (
     GrantRevoked,
     InvalidGrant,
     InvalidSignature,
-    ShoalError,
     WrongNetwork,
 )
 from protos.limits import (
@@ -212,17 +212,17 @@ def test_a_name_that_nobody_would_take_is_not_signed_and_not_read(changed: dict[
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_typed_error(content: bytes) -> None:
+def test_any_bytes_are_a_typed_error_or_what_the_operator_signed(content: bytes) -> None:
     readers = (
         (GRANT_DOMAIN, lambda data: grants.read(data, NETWORK, NOW_MS)),
         (REVOCATIONS_DOMAIN, lambda data: revocations.read(data, NETWORK, NOW_MS)),
         (MODEL_NAME_DOMAIN, lambda data: model_name.read(data, NETWORK)),
     )
     for domain, read in readers:
-        for data in (content, written(content, domain)):
-            with pytest.raises(ShoalError) as error:
-                read(data)
-            assert isinstance(error.value, InvalidGrant | InvalidSignature | WrongNetwork)
+        with pytest.raises((InvalidGrant, InvalidSignature, WrongNetwork)):
+            read(content)
+        with contextlib.suppress(InvalidGrant):  # `08 01` is a list: version 1, and nobody on it
+            read(written(content, domain))
 
 
 def test_what_nobody_signed_is_of_no_network() -> None:
