@@ -192,7 +192,7 @@ class _Answer:
             with self._scope:
                 async with self._door.gate.admitted(self._id):
                     await self._run_admitted()
-            if self._scope.cancelled_caught and self._stopped_by is not None:
+            if self._scope.cancelled_caught and self._stopped_by is not None and not self._started:
                 await self._fail(self._stopped_by)
         finally:
             self._log()
@@ -202,6 +202,11 @@ class _Answer:
         self._door.mail.expect(self._id, self._inbox.put)
         try:
             await self._drive(self._plan(frozenset()))
+        except trio.Cancelled:
+            # Before the stages are free: that may take longer than a node that leaves has.
+            if self._stopped_by is not None and self._started:
+                await self._fail(self._stopped_by)
+            raise
         finally:
             self._door.mail.forget(self._id)
             await self._close()
@@ -378,6 +383,8 @@ class _Answer:
             for effect in self._core.handle(Cancelled(), trio.current_time()):
                 if isinstance(effect, CloseStages):
                     self._closing = self._passage.close(effect.epoch)
+        if self._stopped_by is not None and not self._started:
+            return  # its error is raised to the client at once; the node frees its stages as it leaves
         with trio.move_on_after(CLOSE_WAIT_S, shield=True):
             for closing in self._closing:
                 await self._closed(closing)
