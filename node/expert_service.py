@@ -89,6 +89,7 @@ class ExpertService:
         return pb.ComputeReply(call=request.call, failed=messages.failed(failed))
 
     def _computed(self, request: pb.ComputeRequest) -> pb.ComputeReply:
+        read_at = time.perf_counter()
         hidden, part = self._wire.read(request, self._bank)
         arrived = time.perf_counter()
         with self._turns.one(request.wait_ms_max / 1000 or WAIT_S_MAX):
@@ -97,6 +98,7 @@ class ExpertService:
             ended = time.perf_counter()
         reply = self._wire.reply(request.call, part, rows)
         reply.waited_us, reply.compute_us = int((began - arrived) * 1e6), int((ended - began) * 1e6)
+        reply.served_us = int((time.perf_counter() - read_at) * 1e6)
         return reply
 
     @contextmanager
