@@ -132,9 +132,10 @@ class StageHost:
             raise InvalidRequest("this node takes no hand-off, so it can stand by for no stage")
         place = self._place(request, caller)
         opening = read_open(request)
-        self._add(_Hosted(place, request.resume_key_sha256, self._now()))
+        hosted = _Hosted(place, request.resume_key_sha256, self._now())
+        self._add(hosted)
         opened = worker.open(opening)
-        opened.add_done_callback(lambda done: self._opened(place, done))
+        opened.add_done_callback(lambda done: self._opened(hosted, done))
         return futures.mapped(opened, lambda _: 0)
 
     def raise_epoch(self, request: pb.RaiseEpochRequest, caller: PeerId | None = None) -> Future[int]:
@@ -279,13 +280,15 @@ class StageHost:
         if place.onward is not None:
             self.onwards.forget(place.onward)
 
-    def _opened(self, place: Place, done: Future[None]) -> None:
+    def _opened(self, hosted: _Hosted, done: Future[None]) -> None:
         if done.exception() is None:
             return
         with self._lock:
-            hosted = self._sessions.pop(place.session, None)
-        if hosted is not None:
-            self._leave(hosted.place)
+            session = hosted.place.session
+            if self._sessions.get(session) is not hosted:
+                return  # closed meanwhile, and perhaps opened anew
+            del self._sessions[session]
+        self._leave(hosted.place)
 
     def _find(self, session: SessionId) -> _Hosted:
         try:

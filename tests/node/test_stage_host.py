@@ -190,6 +190,26 @@ def test_8_1_an_open_that_the_worker_refuses_leaves_nothing(host: Host) -> None:
     assert len(host.host) == 0
 
 
+def test_8_1_an_open_that_fails_after_its_close_leaves_the_session_that_was_opened_anew(host: Host) -> None:
+    host.worker.opening = first = Future()
+    host.host.open(opening())
+    host.host.close(S, Epoch(1, ME))
+    host.worker.opening = second = Future()
+    host.host.open(opening())
+    first.set_exception(Overloaded("KV is full"))
+    second.set_result(None)
+    assert len(host.host) == 1
+    feed(host, step())
+
+
+def test_8_1_an_open_that_fails_after_its_epoch_was_raised_leaves_nothing(host: Host) -> None:
+    host.worker.opening = Future()
+    host.host.open(opening())
+    host.host.raise_epoch(raising())
+    host.worker.opening.set_exception(Overloaded("KV is full"))
+    assert len(host.host) == 0
+
+
 def test_a_node_without_trunk_computes_no_stage() -> None:
     bare = Host(range(0), None)
     with pytest.raises(UnitMissing):
