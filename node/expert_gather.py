@@ -42,6 +42,8 @@ class Desk(Protocol):
 
     def assign(self, layer: int, experts: list[int], avoid: dict[int, set[PeerId]]) -> Assignment: ...
 
+    def news(self) -> list[Event]: ...
+
     def next_event(self, timeout_s: float) -> Event | None: ...
 
     def deadline_s(self, peer: PeerId, pairs: int) -> float: ...
@@ -50,7 +52,7 @@ class Desk(Protocol):
 
     def late(self, call: Call, now: float) -> None: ...
 
-    def answered(self, call: Call) -> None: ...
+    def answered(self, event: Replied) -> None: ...
 
     def stale(self, event: Replied) -> None: ...
 
@@ -99,16 +101,24 @@ class Gather:
         return self._pairs.join(self._got, self._hidden)
 
     def _step(self) -> None:
+        for come in self._desk.news():  # before the time is: this node may have computed meanwhile, for however long
+            self._take(come)
+        if not self._open:
+            return
         now = time.monotonic()
         self._check(now)
         next_at = min((call.deadline for call in self._calls if not call.is_late), default=math.inf)
         event = self._desk.next_event(min(next_at, self._retry_at, self._began + self._desk.wait_s) - now)
+        if event is not None:
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
         if isinstance(event, Replied):
             self._replied(event)
         elif isinstance(event, Ended):
             self._ended(event.calls, event.error)
         elif isinstance(event, Ready) and self._stranded:
-            self._retry_at = now
+            self._retry_at = time.monotonic()
 
     def _check(self, now: float) -> None:
         """What time has done: calls that are late, experts to be tried again, the end of patience."""
@@ -168,7 +178,7 @@ class Gather:
             self._desk.failed(self._layer, event.call.peer, error)
             self._elsewhere(event.call.peer, experts, error)
             return
-        self._desk.answered(event.call)
+        self._desk.answered(event)
         wanted = [expert for expert in experts if expert in self._open]
         if wanted == experts:
             self._got.append((self._pairs.part(experts), rows))

@@ -35,10 +35,10 @@ STREAMS_MAX = 256
 # Calls of one layer to one peer: only frames beyond their limit make more than one.
 QUEUE_MAX = 64
 # A peer that cannot be reached is tried again after so long, twice as long each time.
-# To see which certificate it shows then.
-CHECK_S = 2.0
 RETRY_S = 0.1
 RETRY_S_MAX = 2.0
+# To see which certificate it shows then.
+CHECK_S = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -60,8 +60,11 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Replied:
+    """`at`: when the reply came, which may be long before anybody looks."""
+
     call: Call
     reply: pb.ComputeReply
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class Ended:
 
 
 Event: TypeAlias = Ready | Replied | Ended
-_Item: TypeAlias = tuple["_Lane", "pb.ComputeReply | ShoalError | None"]
+_Item: TypeAlias = tuple["_Lane", "pb.ComputeReply | ShoalError | None", float]
 
 
 class _Started(Protocol):
@@ -145,10 +148,10 @@ class ExpertStreams:
     def wait(self, timeout_s: float) -> Event | None:
         """The next thing that happened; None after `timeout_s`."""
         try:
-            lane, said = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
+            lane, said, at = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
         except queue.Empty:
             return None
-        return self._take(lane, said)
+        return self._take(lane, said, at)
 
     def has_news(self) -> bool:
         return not self._inbox.empty()
@@ -180,7 +183,7 @@ class ExpertStreams:
         for stream in streams:
             stream.join(timeout_s)
 
-    def _take(self, lane: _Lane, said: pb.ComputeReply | ShoalError | None) -> Event | None:
+    def _take(self, lane: _Lane, said: pb.ComputeReply | ShoalError | None, at: float) -> Event | None:
         if said is None:
             lane.is_ready = True
             return Ready(lane.peer)
@@ -191,7 +194,7 @@ class ExpertStreams:
             self.fault(lane.peer, InvalidRequest(f"the peer {lane.peer[:8]} answered a call that was not made"))
             return None
         lane.misses = 0
-        return Replied(call, said)
+        return Replied(call, said, at)
 
     @staticmethod
     def _over(lane: _Lane, error: ShoalError) -> Ended:
@@ -218,14 +221,14 @@ class ExpertStreams:
         started = cast("_Started", call)
         started.initial_metadata()
         if started.is_active():
-            self._inbox.put((lane, None))
+            self._put(lane, None)
         return call
 
-    def _put(self, lane: _Lane, reply: pb.ComputeReply) -> None:
-        self._inbox.put((lane, reply))
+    def _put(self, lane: _Lane, said: pb.ComputeReply | ShoalError | None) -> None:
+        self._inbox.put((lane, said, time.monotonic()))
 
     def _ended(self, lane: _Lane, address: str, error: ShoalError) -> None:
         if isinstance(error, Unauthenticated):
             with contextlib.suppress(ShoalError):  # then there is no link, and the next one is new
                 self._links.to(lane.peer, address).renew()
-        self._inbox.put((lane, error))
+        self._put(lane, error)

@@ -23,6 +23,8 @@ from shard.experts import RowsLost
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shard.experts import Part
+
 ALL = range(8)
 EVEN, ODD = range(0, 8, 2), range(1, 8, 2)
 LOW, HIGH = range(4), range(4, 8)
@@ -149,6 +151,27 @@ def test_where_nobody_else_holds_them_a_slow_peer_is_waited_for(tiny: Tiny, monk
         shoal.check(2, seed=1)
         assert len(holder.calls) == 2
         assert not shoal.retried("b"), "it went nowhere else"
+
+
+def test_peers_that_answer_while_this_node_computes_for_longer_are_not_late(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Shoal(tiny, LOW, {"b": [4, 5], "c": [6, 7]}) as shoal:
+        shoal.check(8)
+        rows, inbox = shoal.bank.rows, shoal.port.streams._inbox
+
+        def slowly(layer: int, hidden: torch.Tensor, part: Part) -> torch.Tensor:
+            give_up, moment = time.monotonic() + WAIT_S, threading.Event()
+            while inbox.qsize() < 2 and time.monotonic() < give_up:
+                moment.wait(0.005)
+            return rows(layer, hidden, part)
+
+        monkeypatch.setattr(shoal.bank, "rows", slowly)
+        monkeypatch.setattr(shoal.health, "deadline_s", lambda *_: 0.0)
+        shoal.check(8)
+        assert not shoal.notices
+        assert [shoal.health.score(peer).calls_late for peer in (PEER, OTHER)] == [0, 0]
+        assert [shoal.calls(name) for name in ("b", "c")] == [2, 2]
 
 
 def with_rows(data: bytes) -> Callable[[pb.ComputeReply], pb.ComputeReply]:
