@@ -41,7 +41,7 @@ from node.expert_port import ExpertPort
 from node.expert_service import ExpertService
 from node.expert_streams import Replied
 from node.expert_wire import ExpertWire, raw
-from node.link import CHANNEL_OPTIONS, SERVER_OPTIONS, Lane, Pin, server_credentials
+from node.link import SERVER_OPTIONS, Lane, Pin, channel_options, server_credentials
 from node.runtime import SWITCH_INTERVAL_S
 from protos import expert_pb2 as pb
 from protos import units
@@ -192,8 +192,8 @@ class _Link:
 
 def _channel(address: str, pin: Pin | None) -> grpc.Channel:
     if pin is None:
-        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-    options = [*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", certificate.NAME)]
+        return grpc.insecure_channel(address, options=channel_options(Lane.EXPERTS))
+    options = [*channel_options(Lane.EXPERTS), ("grpc.ssl_target_name_override", certificate.NAME)]
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(root_certificates=pin.pem), options=options)
 
 

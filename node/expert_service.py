@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from node import log, status
 from node.expert_wire import ExpertWire
+from node.refusal import bug, refusing
 from protos import expert_pb2 as pb
 from protos import messages
-from protos.errors import BrokenInvariant, DeadlineExceeded, Overloaded, ShoalError
+from protos.errors import DeadlineExceeded, Overloaded, ShoalError
 from protos.expert_pb2_grpc import ExpertServicer, add_ExpertServicer_to_server
 from protos.limits import FRAME_BYTES_MAX
 
@@ -68,24 +68,20 @@ class ExpertService:
         self, requests: Iterable[pb.ComputeRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.ComputeReply]:
         """Answers a stream's calls in order; that it begins tells the caller that calls will be read."""
-        try:
-            with self._stream():
-                context.send_initial_metadata(())
-                for request in requests:
-                    yield self._answer(request)
-        except Overloaded as error:
-            context.set_trailing_metadata(status.metadata_of(error))
-            context.abort(status.status_of(error), status.details_of(error))
+        with refusing(context, "experts"), self._stream():
+            context.send_initial_metadata(())
+            for request in requests:
+                yield self._answer(request)
 
     def _answer(self, request: pb.ComputeRequest) -> pb.ComputeReply:
+        failed: ShoalError
         try:
             with torch.inference_mode():
                 return self._computed(request)
         except ShoalError as error:
             failed = error
         except Exception as error:  # noqa: BLE001  (a bug in one call must not end its caller's stream)
-            log.get("experts").exception("a call failed", error=str(error))
-            failed = BrokenInvariant(f"the node failed: {type(error).__name__}; its log says more")
+            failed = bug("experts", error)
         return pb.ComputeReply(call=request.call, failed=messages.failed(failed))
 
     def _computed(self, request: pb.ComputeRequest) -> pb.ComputeReply:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, cast
 
-from node import log, status
 from node.hello import caller_of
-from protos.errors import BrokenInvariant, InvalidRequest, ShoalError
-from protos.limits import PEERS_MESSAGE_BYTES_MAX
+from node.refusal import refusing
 from protos.peers_pb2_grpc import PeersServicer, add_PeersServicer_to_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeVar
 
     import grpc
 
     from node.hello import Callers
     from node.roster import Roster
     from protos import peers_pb2 as pb
-
-    R = TypeVar("R")
 
 
 class PeersService:
@@ -38,32 +33,14 @@ class PeersService:
         add_PeersServicer_to_server(cast("PeersServicer", self), server)
 
     def Challenge(self, request: pb.ChallengeRequest, context: grpc.ServicerContext) -> pb.ChallengeReply:  # noqa: N802
-        return _answered(context, lambda: self._callers.challenge(self._clock()))
+        with refusing(context, "peers"):
+            return self._callers.challenge(self._clock())
 
     def Hello(self, request: pb.HelloRequest, context: grpc.ServicerContext) -> pb.HelloReply:  # noqa: N802
-        return _answered(context, lambda: self._callers.hello(request, self._clock()))
+        with refusing(context, "peers"):
+            return self._callers.hello(request, self._clock())
 
     def Exchange(self, request: pb.ExchangeRequest, context: grpc.ServicerContext) -> pb.ExchangeReply:  # noqa: N802
-        return _answered(context, lambda: self._exchange(request, context))
-
-    def _exchange(self, request: pb.ExchangeRequest, context: grpc.ServicerContext) -> pb.ExchangeReply:
-        if (size := request.ByteSize()) > PEERS_MESSAGE_BYTES_MAX:
-            raise InvalidRequest(f"the exchange has {size} bytes; at most {PEERS_MESSAGE_BYTES_MAX} are allowed")
-        self._roster.admit(caller_of(context).peer, request)
-        return self._roster.reply(self._random)
-
-
-def _answered(context: grpc.ServicerContext, work: Callable[[], R]) -> R:
-    try:
-        return work()
-    except ShoalError as error:
-        _abort(context, error)
-    except Exception as error:  # noqa: BLE001  (a bug in one call must not look like anything else to its caller)
-        log.get("peers").exception("a call failed", error=str(error))
-        _abort(context, BrokenInvariant(f"the node failed: {type(error).__name__}; its log says more"))
-
-
-def _abort(context: grpc.ServicerContext, error: ShoalError) -> NoReturn:
-    context.set_trailing_metadata(status.metadata_of(error))
-    context.abort(status.status_of(error), status.details_of(error))
-    raise error  # abort has raised; this line tells the type checker so
+        with refusing(context, "peers"):
+            self._roster.admit(caller_of(context).peer, request)
+            return self._roster.reply(self._random)

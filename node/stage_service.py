@@ -10,15 +10,15 @@ import threading
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 
-from node import log, status
+from node.refusal import refusing
 from node.stage_wire import read_epoch, read_result
 from protos import messages
 from protos import stage_pb2 as pb
-from protos.errors import BrokenInvariant, DeadlineExceeded, Overloaded, ShoalError
+from protos.errors import DeadlineExceeded, Overloaded, ShoalError
 from protos.ids import SessionId
 from protos.limits import ID_CHARS_MAX
 from protos.stage_pb2_grpc import (
@@ -104,7 +104,7 @@ class _Call:
         self.experimental_thread_pool = pool
 
     def __call__(self, request: Any, context: grpc.ServicerContext) -> Any:
-        with _told(context):
+        with refusing(context, "stage"):
             return self._method(request, context)
 
 
@@ -116,20 +116,8 @@ class _Stream:
         self.experimental_thread_pool = pool
 
     def __call__(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        with _told(context):
+        with refusing(context, "stage"):
             yield from self._method(requests, context)
-
-
-@contextmanager
-def _told(context: grpc.ServicerContext) -> Iterator[None]:
-    """Whatever is raised ends the call with a typed error."""
-    try:
-        yield
-    except ShoalError as error:
-        _abort(context, error)
-    except Exception as error:  # noqa: BLE001  (a bug in one call must not look like anything else to its caller)
-        log.get("stage").exception("a call failed", error=str(error))
-        _abort(context, BrokenInvariant(f"the node failed: {type(error).__name__}; its log says more"))
 
 
 class _Stage:
@@ -238,10 +226,3 @@ def _wait(future: Future[T], context: grpc.ServicerContext) -> T:
         return future.result(CALL_S if left is None else left)
     except FutureTimeout:
         raise DeadlineExceeded("the stage is still busy with another batch") from None
-
-
-def _abort(context: grpc.ServicerContext, error: ShoalError) -> NoReturn:
-    """Ends the call with the error."""
-    context.set_trailing_metadata(status.metadata_of(error))
-    context.abort(status.status_of(error), status.details_of(error))
-    raise error  # abort has raised; this line tells the type checker so

@@ -16,7 +16,7 @@ from node import link as node_link
 from node.certificate import Certificate
 from node.hello import TOKEN_S, Authentication, caller_of
 from node.identity import Identity
-from node.link import CHANNEL_OPTIONS, SERVER_OPTIONS, Lane, Link, Links, Pin, connect, server_credentials
+from node.link import SERVER_OPTIONS, Lane, Link, Links, Pin, channel_options, connect, server_credentials
 from node.peers_service import PeersService
 from protos import peers_pb2 as pb
 from protos.errors import (
@@ -424,7 +424,7 @@ def test_a_closed_link_is_a_lost_peer(link: Link) -> None:
 
 
 def test_both_sides_take_the_largest_message_and_pings_as_often_as_they_come() -> None:
-    caller, server = dict(CHANNEL_OPTIONS), dict(SERVER_OPTIONS)
+    caller, server = dict(channel_options(Lane.STEPS)), dict(SERVER_OPTIONS)
     for options in (caller, server):
         assert options["grpc.max_receive_message_length"] == STAGE_MESSAGE_BYTES_MAX
         assert options["grpc.http2.ping_timeout_ms"] == options["grpc.keepalive_timeout_ms"] == 5000

@@ -15,7 +15,7 @@ from node.link import connect
 from node.peers import TRIES_AT_ONCE_MAX
 from node.record import Held
 from protos import peers_pb2 as pb
-from protos.errors import InvalidRequest, ShoalError
+from protos.errors import FrameTooLarge, ShoalError
 from protos.limits import PEERS_MESSAGE_BYTES_MAX
 from protos.peers_pb2_grpc import PeersStub
 
@@ -157,7 +157,7 @@ def test_an_exchange_beyond_the_limit_is_refused() -> None:
     with PeerNode() as one, PeerNode() as two:
         link = connect(two.identity, one.address)
         request = pb.ExchangeRequest(records=[pb.SignedRecord(record=bytes(PEERS_MESSAGE_BYTES_MAX))])
-        with pytest.raises(InvalidRequest, match=str(PEERS_MESSAGE_BYTES_MAX)):
+        with pytest.raises(FrameTooLarge, match=str(PEERS_MESSAGE_BYTES_MAX)):
             link.call(lambda channel: PeersStub(channel).Exchange, request, timeout_s=5.0)
         link.close()
 
