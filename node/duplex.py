@@ -103,7 +103,11 @@ class Duplex(Generic[Q, R]):
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        error = self._read()
+        try:
+            error = self._read()
+        except Exception as raised:  # noqa: BLE001  (our bug: whoever waits on this stream must hear of it)
+            self._cancel()
+            error = _bug(self._name, raised)
         with self._lock:
             self._alive = False
             self._queue.put(_End())
