@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
+from collections import Counter, deque
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from coordinator.dispatch import Dispatch
-from coordinator.view import Record, View
+from coordinator.view import Health, Record, View
 from node import expert_gather
-from node.expert_gather import Gather
-from node.expert_streams import Call, Ended, Replied
+from node.expert_gather import HOLDERS_TRIED_MAX, Gather
+from node.expert_streams import Call, Ended, Ready, Replied
 from protos import expert_pb2 as pb
-from protos.errors import PeerLost, ShoalError
+from protos.errors import ExpertsUnreachable, PeerLost, ShoalError
 from protos.ids import PeerId
-from shard.experts import Pairs
+from protos.limits import RECORDS_MAX
+from shard.experts import Pairs, RowsLost
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ class Desk:
         self.broken: set[PeerId] = set()
         self.events: deque[Event] = deque()
         self.calls: list[PeerId] = []
+        self.tried: Counter[float] = Counter()  # calls by time
         self.open: list[Call] = []
         self.later: list[Call] = []
         self.sent_elsewhere: list[PeerId] = []
@@ -57,7 +59,12 @@ class Desk:
         self._numbers = itertools.count(1)
         self._dispatch = Dispatch(ME, [EXPERTS])
         masks = {peer: sum(1 << expert for expert in experts) for peer, experts in held.items()}
-        self._dispatch.update(View({peer: Record(address=peer, experts={0: mask}) for peer, mask in masks.items()}))
+        self._records = {peer: Record(address=peer, experts={0: mask}) for peer, mask in masks.items()}
+        self._dispatch.update(View(self._records))
+
+    def rank_first(self, peer: PeerId) -> None:
+        others = dict.fromkeys(self._records, Health.DEAD)
+        self._dispatch.update(View(self._records, health=others | {peer: Health.ALIVE}))
 
     def reply(self, call: Call) -> None:
         """Its peer has answered by now."""
@@ -109,6 +116,7 @@ class Desk:
 
     def _send(self, peer: PeerId, pairs: int, deadline_s: float, now: float, encode: object) -> Call:
         self.calls.append(peer)
+        self.tried[self.now] += 1
         if peer in self.broken:
             raise PeerLost(f"the peer {peer} is not connected")
         call = Call(next(self._numbers), peer, pairs, now, now + deadline_s)
@@ -162,3 +170,46 @@ def test_a_call_that_broke_while_this_node_computed_goes_elsewhere_and_is_not_la
     gather(desk, monkeypatch, own)
     assert len(desk.calls) == len(desk.latencies_s) + 2, "two broke, the others were answered"
     assert desk.sent_elsewhere and not desk.later
+
+
+def crowd() -> Desk:
+    """Everybody holds the last expert, and nobody takes a call."""
+    holders = [PeerId(f"peer {n}") for n in range(RECORDS_MAX)]
+    desk = Desk({ME: range(EXPERTS - 1)} | {peer: [EXPERTS - 1] for peer in holders})
+    desk.broken.update(holders)
+    desk.answers = True
+    return desk
+
+
+def test_of_many_holders_that_take_no_call_a_few_are_tried_at_a_time_until_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    every = crowd()
+    with pytest.raises(RowsLost) as lost:
+        gather(every, monkeypatch)
+    assert isinstance(lost.value.rows[0], ExpertsUnreachable)
+    assert max(every.tried.values()) == HOLDERS_TRIED_MAX
+    assert set(every.calls) == every.broken, "each had its turn"
+    desk = crowd()
+    last = list(dict.fromkeys(every.calls))[-1]
+    desk.broken.remove(last)
+    gather(desk, monkeypatch)
+    assert desk.calls[-1] == last
+
+
+def test_a_holder_that_is_ready_meanwhile_is_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = crowd()
+    with pytest.raises(RowsLost):
+        gather(every, monkeypatch)
+    desk, first = crowd(), every.calls[0]
+
+    def assign(layer: int, experts: list[int], avoid: dict[int, set[PeerId]]) -> Assignment:
+        if len(desk.calls) == HOLDERS_TRIED_MAX and first in desk.broken:
+            desk.broken.remove(first)
+            desk.events.append(Ready(first))
+            desk.rank_first(first)
+        return Desk.assign(desk, layer, experts, avoid)
+
+    monkeypatch.setattr(desk, "assign", assign)
+    gather(desk, monkeypatch)
+    assert desk.calls == [*every.calls[:HOLDERS_TRIED_MAX], first]
