@@ -129,7 +129,7 @@ def serve(plaintext: bool) -> None:
     torch.set_num_threads(1)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     server = grpc.server(ThreadPoolExecutor(16), options=SERVER_OPTIONS)
-    service = ExpertService(manifest(), bank(range(EXPERTS)))
+    service = ExpertService(manifest(), bank(range(EXPERTS)), lambda context: PeerId(context.peer()))
     service.add_to(server)
     Toy(service).add_to(server)
     own = certificate.Certificate.make(time.time())

@@ -6,9 +6,7 @@ computing thread between two batches, and never for the network.  A stage and a 
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -16,9 +14,10 @@ import grpc
 
 from node.refusal import refusing
 from node.stage_wire import read_epoch, read_result
+from node.turnstile import Turnstile
 from protos import messages
 from protos import stage_pb2 as pb
-from protos.errors import DeadlineExceeded, Overloaded, ShoalError
+from protos.errors import DeadlineExceeded, ShoalError
 from protos.ids import SessionId
 from protos.limits import ID_CHARS_MAX
 from protos.stage_pb2_grpc import (
@@ -40,7 +39,6 @@ T = TypeVar("T")
 
 # Of a call without a deadline of its own: as long as a door waits for one (node.stages).
 CALL_S = 10.0
-RETRY_AFTER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class StageServices:
     def __init__(
         self, host: StageHost, mail: Mail, lanes: Lanes, caller: Callable[[grpc.ServicerContext], PeerId]
     ) -> None:
-        self._streams = _Count(lanes.streams_max)
+        self._streams = Turnstile(lanes.streams_max, "steps and results")
         self._stage = _Stage(host, lanes, self._streams, caller)
         self._door = _Door(host, mail, lanes, self._streams, caller)
 
@@ -70,30 +68,6 @@ class StageServices:
     def add_to(self, server: grpc.Server) -> None:
         add_StageServicer_to_server(cast("StageServicer", self._stage), server)
         add_DoorServicer_to_server(cast("DoorServicer", self._door), server)
-
-
-class _Count:
-    """Streams that are open, of so many."""
-
-    def __init__(self, count_max: int) -> None:
-        self.count = 0
-        self._max = count_max
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        with self._lock:
-            if self.count >= self._max:
-                raise Overloaded(
-                    f"this node takes {self._max} streams of steps and results, and they are all open",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-            self.count += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.count -= 1
 
 
 class _Call:
@@ -124,7 +98,7 @@ class _Stage:
     """What add_StageServicer_to_server takes."""
 
     def __init__(
-        self, host: StageHost, lanes: Lanes, count: _Count, caller: Callable[[grpc.ServicerContext], PeerId]
+        self, host: StageHost, lanes: Lanes, count: Turnstile, caller: Callable[[grpc.ServicerContext], PeerId]
     ) -> None:
         self._host = host
         self._count = count
@@ -158,7 +132,7 @@ class _Stage:
 
     def _steps(self, steps: Iterator[pb.Step], context: grpc.ServicerContext) -> Iterator[pb.StepAck]:
         caller = self._caller(context)
-        with self._count.one():
+        with self._count.one(caller, "Steps"):
             for step in _until_broken(steps):
                 try:
                     self._host.take(step, caller)
@@ -179,7 +153,7 @@ class _Door:
         host: StageHost,
         mail: Mail,
         lanes: Lanes,
-        count: _Count,
+        count: Turnstile,
         caller: Callable[[grpc.ServicerContext], PeerId],
     ) -> None:
         self._manifest = host.manifest
@@ -190,7 +164,7 @@ class _Door:
 
     def _deliver(self, results: Iterator[pb.StepResult], context: grpc.ServicerContext) -> Iterator[pb.DeliverRefusal]:
         caller = self._caller(context)
-        with self._count.one():
+        with self._count.one(caller, "Deliver"):
             self._mail.joined(caller)
             finished = False
             try:
