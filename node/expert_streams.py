@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
-from node.duplex import Duplex
+from node.duplex import Duplex, close_all
 from node.link import Lane
 from protos.errors import InvalidRequest, Overloaded, PeerLost, ShoalError, ShuttingDown, Unauthenticated, Unavailable
 from protos.expert_pb2_grpc import ExpertStub
@@ -81,11 +81,35 @@ _Item: TypeAlias = tuple["_Lane", "pb.ComputeReply | ShoalError | None", float]
 
 
 class _Started(Protocol):
-    """What gRPC's stream has beside its replies."""
+    """What gRPC gives for a stream."""
+
+    def __iter__(self) -> Iterator[pb.ComputeReply]: ...
 
     def initial_metadata(self) -> object: ...
 
     def is_active(self) -> bool: ...
+
+    def cancel(self) -> bool: ...
+
+
+class _Announced:
+    """A stream whose reader hears first that the peer has begun to read.
+
+    gRPC's keepalive bounds the wait for a peer that is gone, and `cancel` the one for a peer that never says so.
+    """
+
+    def __init__(self, call: _Started, on_ready: Callable[[], None]) -> None:
+        self._call = call
+        self._on_ready = on_ready
+
+    def __iter__(self) -> Iterator[pb.ComputeReply]:
+        self._call.initial_metadata()
+        if self._call.is_active():  # or it was refused
+            self._on_ready()
+        yield from self._call
+
+    def cancel(self) -> bool:
+        return self._call.cancel()
 
 
 @dataclass(slots=True, eq=False)
@@ -177,11 +201,7 @@ class ExpertStreams:
     def close(self, timeout_s: float = 5.0) -> None:
         """From any thread: ends all streams, and waits for their threads."""
         self.closed = True
-        streams = [lane.stream for lane in list(self._lanes.values()) if lane.stream is not None]
-        for stream in streams:
-            stream.close()
-        for stream in streams:
-            stream.join(timeout_s)
+        close_all([lane.stream for lane in list(self._lanes.values()) if lane.stream is not None], timeout_s)
 
     def _take(self, lane: _Lane, said: pb.ComputeReply | ShoalError | None, at: float) -> Event | None:
         if said is None:
@@ -213,16 +233,11 @@ class ExpertStreams:
     # In the stream's own thread.
 
     def _start(self, lane: _Lane, address: str, requests: Iterator[pb.ComputeRequest]) -> StreamCall[pb.ComputeReply]:
-        """Returns when the peer has begun to read, or has refused; gRPC's keepalive bounds the wait."""
         if lane.misses:
             self._links.check(lane.peer, CHECK_S)  # one that restarted shows another certificate
         link = self._links.to(lane.peer, address)
         call = ExpertStub(link.channel(Lane.EXPERTS)).Compute(requests, metadata=link.metadata())
-        started = cast("_Started", call)
-        started.initial_metadata()
-        if started.is_active():
-            self._put(lane, None)
-        return call
+        return _Announced(cast("_Started", call), partial(self._put, lane, None))
 
     def _put(self, lane: _Lane, said: pb.ComputeReply | ShoalError | None) -> None:
         self._inbox.put((lane, said, time.monotonic()))
