@@ -14,15 +14,15 @@ from coordinator import view
 from coordinator.view import Health, Load, View
 from node import log
 from node.reach import Reach
-from node.record import Held, Record, sign
+from node.record import Held, Record, read, sign
 from node.routing_table import Accepted, RoutingTable
 from protos import inference_pb2
 from protos import peers_pb2 as pb
-from protos.errors import InvalidRecord, PeerLost, PermissionDenied, ShoalError, ShuttingDown
-from protos.limits import PEERS_MESSAGE_BYTES_MAX
+from protos.errors import InvalidRecord, InvalidRequest, PeerLost, PermissionDenied, ShoalError, ShuttingDown
+from protos.limits import PEERS_MESSAGE_BYTES_MAX, RECORDS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from random import Random
 
     from coordinator.health import PeerHealth
@@ -157,11 +157,14 @@ class Roster:
         self.heard(caller)
         self.loaded(caller, request.load)
 
-    def merge(self, signed: Iterable[pb.SignedRecord], sender: PeerId) -> bool:
+    def merge(self, signed: Sequence[pb.SignedRecord], sender: PeerId) -> bool:
         """Takes records in; whether something is new.  One that is refused is no reason to refuse the others.
 
-        Raises InvalidRecord if none of them, nor an older one, makes the sender known.
+        Raises InvalidRequest for more than a table holds, before any is looked at; InvalidRecord if none of them, nor
+        an older one, makes the sender known.
         """
+        if len(signed) > RECORDS_MAX:
+            raise InvalidRequest(f"an exchange with {sender[:8]} has {len(signed)} records; at most {RECORDS_MAX}")
         refused: ShoalError | None = None
         news = False
         for one in signed:
@@ -224,8 +227,13 @@ class Roster:
             return self._reach.due(others, self._clock(), random, count_max)
 
     def _take(self, signed: pb.SignedRecord) -> bool:
+        now = self._wall()
         with self._lock:
-            outcome = self._table.merge(signed, self._wall())
+            if self._table.known(signed, now):
+                return False
+        verified = read(signed, int(now * 1000))  # takes long enough that nobody else should wait for it
+        with self._lock:
+            outcome = self._table.known(signed, now) or self._table.add(signed, verified, now)
             if not isinstance(outcome, Accepted):
                 return False
             record = outcome.record

@@ -56,10 +56,17 @@ class RoutingTable:
         Two records of one sequence contradict each other: the one that is known stays.  `now`: seconds since 1970.
         Raises InvalidRecord, InvalidSignature, Overloaded; then nothing has changed.
         """
-        known = self._peer_of.get(signed.record)
-        if known is not None and not is_expired(self._records[known], int(now * 1000)):
-            return Same(self._records[known])
-        record = read(signed, int(now * 1000))
+        return self.known(signed, now) or self.add(signed, read(signed, int(now * 1000)), now)
+
+    def known(self, signed: pb.SignedRecord, now: float) -> Same | None:
+        """The first part of `merge`: then nothing needs to be verified."""
+        peer = self._peer_of.get(signed.record)
+        if peer is None or is_expired(self._records[peer], int(now * 1000)):
+            return None
+        return Same(self._records[peer])
+
+    def add(self, signed: pb.SignedRecord, record: Record, now: float) -> Outcome:
+        """The last part of `merge`.  `record`: what `read` made of it, with this `now`."""
         peer = record.peer
         old = self._records.get(peer)
         if old is not None and record.sequence < old.sequence:

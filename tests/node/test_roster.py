@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -9,15 +10,16 @@ import pytest
 
 from coordinator.health import PeerHealth
 from coordinator.view import Health
+from node import roster
 from node.hello import Caller
 from node.identity import Identity
 from node.link import Links
 from node.reach import TRIES_MAX
-from node.record import Held, read
+from node.record import Held, Record, read
 from node.roster import RECORD_S, About, Roster
 from protos import peers_pb2 as pb
-from protos.errors import InvalidRecord, InvalidSignature, Overloaded, PeerLost, PermissionDenied
-from protos.limits import PEERS_MESSAGE_BYTES_MAX, RECORD_BYTES_MAX
+from protos.errors import InvalidRecord, InvalidRequest, InvalidSignature, Overloaded, PeerLost, PermissionDenied
+from protos.limits import PEERS_MESSAGE_BYTES_MAX, RECORD_BYTES_MAX, RECORDS_MAX
 
 if TYPE_CHECKING:
     from protos.ids import PeerId
@@ -250,3 +252,44 @@ def test_more_is_held_than_a_record_takes(clock: Clock) -> None:
     with pytest.raises(InvalidRecord):
         one.roster.publish([Held(MODEL, experts={layer: (1 << 4095) + layer for layer in range(200)})])
     assert one.roster.record_of(one.peer) == before
+
+
+def test_more_records_than_a_table_holds_are_refused_before_one_is_looked_at(pair: tuple[One, One]) -> None:
+    one, two = pair
+    own = next(iter(two.roster.request(Random(0)).records))
+    assert not one.roster.merge([own] + [pb.SignedRecord()] * (RECORDS_MAX - 1), two.peer)
+    with pytest.raises(InvalidRequest, match=str(RECORDS_MAX + 1)):
+        one.roster.merge([own] + [pb.SignedRecord()] * RECORDS_MAX, two.peer)
+
+
+def test_signatures_are_verified_while_others_may_look(
+    clock: Clock, pair: tuple[One, One], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, three = pair[0], One(clock)
+    seen: list[bool] = []
+
+    def verified(signed: pb.SignedRecord, now_ms: int) -> Record:
+        looking = threading.Thread(target=lambda: seen.append(one.roster.record_of(three.peer) is None))
+        looking.start()
+        looking.join(20)
+        return read(signed, now_ms)
+
+    monkeypatch.setattr(roster, "read", verified)
+    one.learns(three)
+    assert seen[0]
+    assert one.roster.record_of(three.peer) is not None
+
+
+def test_a_record_that_comes_twice_at_once_is_taken_once(
+    clock: Clock, pair: tuple[One, One], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, three = pair[0], One(clock)
+    records = three.roster.request(Random(0)).records
+
+    def overtaken(signed: pb.SignedRecord, now_ms: int) -> Record:
+        monkeypatch.setattr(roster, "read", read)
+        assert one.roster.merge(records, three.peer)
+        return read(signed, now_ms)
+
+    monkeypatch.setattr(roster, "read", overtaken)
+    assert not one.roster.merge(records, three.peer)
