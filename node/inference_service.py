@@ -6,6 +6,7 @@ Law: who may not ask is refused before its message is looked at; an answer that 
 from __future__ import annotations
 
 import time
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
@@ -13,6 +14,7 @@ from urllib.parse import unquote
 from node import request
 from node.config import is_loopback
 from node.generate import ClientStalled
+from node.heartbeat import Heart
 from node.hello import caller_of
 from node.refusal import refusing
 from protos import inference_pb2 as pb
@@ -110,8 +112,9 @@ class InferenceService:
             ask = request.read(message, self._door.manifest, self._door.text)
 
             async def work(stream: Stream[pb.GenerateEvent]) -> None:
+                heart = Heart(stream)
                 try:
-                    await self._door.generate(ask, stream.send)
+                    await heart.beat_during(partial(self._door.generate, ask, heart.send))
                 except ClientStalled:
                     context.cancel()  # the handler's thread waits inside grpc for this client
                     raise
