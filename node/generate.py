@@ -33,6 +33,7 @@ from coordinator.session import (
     StopStringFound,
     Tell,
     TokenArrived,
+    is_held_against,
 )
 from coordinator.view import Load
 from node import log
@@ -44,7 +45,7 @@ from node.stages import At, Stages
 from node.wording import Wording
 from protos import inference_pb2 as pb
 from protos import messages
-from protos.errors import DeadlineExceeded, InvalidFrame, NonFinite, ShoalError, ShuttingDown, Unavailable
+from protos.errors import DeadlineExceeded, ShoalError, ShuttingDown
 from protos.ids import PeerId, SessionId
 from shard.stage import StepResult
 
@@ -256,7 +257,7 @@ class _Answer:
                 await self._notice(item.code, item.message, item.peer)
                 return None
             case StepFailed():
-                self._score(item.peer, item.error)
+                self._score(item.peer, item.error, opening=True)
                 return item if self._is_under_way else None
             case Opened():
                 for peer in self._passage.remote:
@@ -287,15 +288,11 @@ class _Answer:
         error = failed.error
         if at.peer != self._door.peers.me:
             error = named(error, at.peer, at.address)
-            self._score(at.peer, error)
+            self._score(at.peer, error, opening=False)
         return StepFailed(failed.epoch, error, failed.stage, at.peer)
 
-    def _score(self, peer: PeerId | None, error: ShoalError) -> None:
-        if (
-            peer is not None
-            and peer != self._door.peers.me
-            and isinstance(error, Unavailable | InvalidFrame | NonFinite)
-        ):
+    def _score(self, peer: PeerId | None, error: ShoalError, *, opening: bool) -> None:
+        if peer is not None and peer != self._door.peers.me and is_held_against(error, opening=opening):
             self._door.peers.failed(peer, error)
 
     async def _execute(self, effect: Effect) -> None:
