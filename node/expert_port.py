@@ -17,7 +17,7 @@ from node import log
 from node.expert_gather import Gather
 from node.expert_streams import Call, Ended, ExpertStreams, Ready, Replied
 from node.expert_wire import ExpertWire
-from protos.errors import ShoalError, ShuttingDown
+from protos.errors import ShoalError
 from protos.inference_pb2 import LayerWork, Notice
 from protos.limits import FRAME_BYTES_MAX
 from shard.experts import Pairs
@@ -115,7 +115,7 @@ class ExpertPort:
             self._health.heard(event.peer, time.monotonic())
             self._refresh_at = 0.0
         elif isinstance(event, Ended):
-            if not isinstance(event.error, ShuttingDown) or not self.streams.closed:
+            if not event.is_ours:
                 self._health.failed(event.peer, event.error, time.monotonic())
             self._refresh_at = 0.0
         return event

@@ -69,11 +69,12 @@ class Replied:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The stream is over; these calls of it have no answer."""
+    """The stream is over; these calls have no answer.  `is_ours`: this side ended it, for no fault of the peer's."""
 
     peer: PeerId
     error: ShoalError
     calls: tuple[Call, ...]
+    is_ours: bool = False
 
 
 Event: TypeAlias = Ready | Replied | Ended
@@ -120,6 +121,7 @@ class _Lane:
     misses: int = 0  # streams in a row that gave no reply
     retry_at: float = 0.0
     fault: ShoalError | None = None  # why this side ends it
+    is_dropped: bool = False  # or that nobody needs it
     calls: dict[int, Call] = field(default_factory=dict)
 
 
@@ -187,6 +189,7 @@ class ExpertStreams:
         """Ends the stream to a peer that holds nothing any more."""
         lane = self._lanes.get(peer)
         if lane is not None and lane.stream is not None:
+            lane.is_dropped = True
             lane.stream.close()
         elif lane is not None:
             del self._lanes[peer]
@@ -216,11 +219,13 @@ class ExpertStreams:
         lane.misses = 0
         return Replied(call, said, at)
 
-    @staticmethod
-    def _over(lane: _Lane, error: ShoalError) -> Ended:
+    def _over(self, lane: _Lane, error: ShoalError) -> Ended:
         calls = tuple(lane.calls.values())
         lane.calls.clear()
-        ended = Ended(lane.peer, lane.fault or error, calls)
+        is_ours = lane.fault is None and isinstance(error, ShuttingDown) and (lane.is_dropped or self.closed)
+        ended = Ended(lane.peer, lane.fault or error, calls, is_ours)
+        if lane.is_dropped:
+            del self._lanes[lane.peer]
         lane.stream, lane.is_ready, lane.fault = None, False, None
         lane.retry_at = time.monotonic() + min(RETRY_S * 2.0**lane.misses, RETRY_S_MAX)
         lane.misses = min(lane.misses + 1, 16)

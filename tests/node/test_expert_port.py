@@ -265,6 +265,26 @@ def test_a_peer_that_says_it_holds_what_it_does_not_is_passed_by(tiny: Tiny) -> 
         assert shoal.calls("c")
 
 
+def test_a_peer_that_is_not_needed_for_a_while_is_left_without_blame_and_used_again(tiny: Tiny) -> None:
+    with Shoal(tiny, LOW, {"b": HIGH, "c": HIGH}) as shoal:
+        shoal.check(8)
+        record = shoal.records.pop(PEER)
+        until(lambda: PEER not in shoal.port.streams.peers(), lambda: shoal.check(2))
+        assert shoal.health.score(PEER).calls_failed == 0
+        assert shoal.health.state(PEER, time.monotonic()) is Health.ALIVE
+        shoal.records[PEER] = record
+        calls = shoal.calls("b")
+        until(lambda: shoal.calls("b") > calls, lambda: shoal.check(8))
+        assert not shoal.notices
+
+
+def until(holds: Callable[[], bool], do: Callable[[], None]) -> None:
+    give_up = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < give_up, "it never came to hold"
+        do()
+
+
 def test_a_layer_that_waits_ends_when_the_node_leaves(tiny: Tiny) -> None:
     with Shoal(tiny, [], {"b": ALL}) as shoal, torch.inference_mode():
         shoal.check(1)
