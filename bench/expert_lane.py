@@ -6,7 +6,10 @@ How to read it.  Peers are processes of their own on loopback, with TLS unless -
 ways carry the same messages, and peers compute the same Mixtral-shaped layer (512 wide, 8 experts, top-2), of which
 this process holds the last --hold experts less than all, so that --hold 0 makes every expert remote.  Each figure is
 microseconds a layer without the longest compute that a peer reported: 10th, 50th and 90th percentile of all rounds, in
-which the ways take turns.  "port" is the product's own path, splitting and joining included.
+which the ways take turns.  "port" is the product's own path, splitting and joining included.  The last table takes
+the port's calls apart: "serialisation" is what either side needs to make and to read messages, "wait" what a call
+waited at the peer for its turn, "compute" the peer's experts, and "wire" all the rest between sending and having the
+reply: gRPC, TLS, the kernel, and the hops between threads.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import os
 import queue
 import subprocess
@@ -35,8 +39,9 @@ from coordinator.view import Record, View
 from node import certificate
 from node.expert_port import ExpertPort
 from node.expert_service import ExpertService
+from node.expert_streams import Replied
 from node.expert_wire import ExpertWire, raw
-from node.link import CHANNEL_OPTIONS, SERVER_OPTIONS, Lane, Pin, server_credentials
+from node.link import SERVER_OPTIONS, Lane, Pin, channel_options, server_credentials
 from node.runtime import SWITCH_INTERVAL_S
 from protos import expert_pb2 as pb
 from protos import units
@@ -45,7 +50,7 @@ from protos.manifest import Manifest, UnitEntry
 from shard.experts import ExpertBank, Pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 HIDDEN, FFN, EXPERTS, TOP_K = 512, 1024, 8, 2
 ME = PeerId("me")
@@ -124,7 +129,7 @@ def serve(plaintext: bool) -> None:
     torch.set_num_threads(1)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     server = grpc.server(ThreadPoolExecutor(16), options=SERVER_OPTIONS)
-    service = ExpertService(manifest(), bank(range(EXPERTS)))
+    service = ExpertService(manifest(), bank(range(EXPERTS)), lambda context: PeerId(context.peer()))
     service.add_to(server)
     Toy(service).add_to(server)
     own = certificate.Certificate.make(time.time())
@@ -187,8 +192,8 @@ class _Link:
 
 def _channel(address: str, pin: Pin | None) -> grpc.Channel:
     if pin is None:
-        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-    options = [*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", certificate.NAME)]
+        return grpc.insecure_channel(address, options=channel_options(Lane.EXPERTS))
+    options = [*channel_options(Lane.EXPERTS), ("grpc.ssl_target_name_override", certificate.NAME)]
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(root_certificates=pin.pem), options=options)
 
 
@@ -276,23 +281,64 @@ def turn(layer: Layer, way: Callable[[Any], list[pb.ComputeReply]]) -> list[floa
     return found
 
 
-def port_turn(layer: Layer, port: ExpertPort, compute_us: dict[str, float]) -> list[float]:
+class Parts:
+    """What the port's calls spend their time on, in microseconds, one entry a call."""
+
+    NAMES = ("serialisation", "wire", "wait", "compute", "the whole call")
+
+    def __init__(self, port: ExpertPort) -> None:
+        self.calls: list[tuple[float, ...]] = []
+        self.longest_compute = 0.0
+        self._encode_us: dict[int, float] = {}
+        self._open: list[tuple[float, float, float, float]] = []
+        self._wait, self._request, self._replies = port.streams.wait, port.wire.request, port.wire.replies
+        port.streams.wait = self.wait  # type: ignore[method-assign]
+        port.wire.request = self.request  # type: ignore[method-assign]
+        port.wire.replies = self.replies  # type: ignore[method-assign]
+
+    def request(self, call: int, *given: Any) -> pb.ComputeRequest:
+        began = time.perf_counter()
+        made = self._request(call, *given)
+        self._encode_us[call] = (time.perf_counter() - began) * 1e6
+        return made
+
+    def wait(self, timeout_s: float) -> Any:
+        event = self._wait(timeout_s)
+        if isinstance(event, Replied):
+            reply, encode_us = event.reply, self._encode_us.pop(event.call.number, 0.0)
+            whole_us = (time.monotonic() - event.call.sent_at) * 1e6
+            there_us = reply.served_us - reply.waited_us - reply.compute_us
+            wire_us = whole_us - encode_us - reply.served_us
+            self.longest_compute = max(self.longest_compute, reply.compute_us)
+            self._open.append((encode_us + there_us, wire_us, reply.waited_us, reply.compute_us))
+        return event
+
+    def replies(self, *given: Any) -> torch.Tensor:
+        began = time.perf_counter()
+        rows = self._replies(*given)
+        decode_us = (time.perf_counter() - began) * 1e6
+        codec_us, *others = self._open.pop()
+        self.calls.append((codec_us + decode_us, *others, codec_us + decode_us + sum(others)))
+        return rows
+
+
+def port_turn(layer: Layer, port: ExpertPort, parts: Parts) -> list[float]:
     found = []
     for number in range(CALLS_A_TURN):
-        compute_us["longest"] = 0.0
+        parts.longest_compute = 0.0
         began = time.perf_counter()
         with torch.inference_mode():
             port(0, layer.hidden, layer.index)
-        took = (time.perf_counter() - began) * 1e6 - compute_us["longest"]
+        took = (time.perf_counter() - began) * 1e6 - parts.longest_compute
         if number >= WARM:
             found.append(took)
     return found
 
 
-def build_port(layer: Layer, wire: Wire, addresses: Sequence[str]) -> tuple[ExpertPort, dict[str, float]]:
+def build_port(layer: Layer, wire: Wire) -> ExpertPort:
     masks = {peer: sum(1 << e for e in held) for peer, held in layer.of.items()} | {ME: sum(1 << e for e in layer.own)}
     records = {peer: Record(address="", experts={0: mask}) for peer, mask in masks.items()}
-    port = ExpertPort(
+    return ExpertPort(
         manifest(),
         bank(layer.own),
         Dispatch(ME, (EXPERTS,)),
@@ -301,17 +347,6 @@ def build_port(layer: Layer, wire: Wire, addresses: Sequence[str]) -> tuple[Expe
         lambda: View(records),
         me=ME,  # type: ignore[arg-type]
     )
-    compute_us = {"longest": 0.0}
-    answered = port.streams.wait
-
-    def wait(timeout_s: float) -> Any:
-        event = answered(timeout_s)
-        if hasattr(event, "reply"):
-            compute_us["longest"] = max(compute_us["longest"], event.reply.compute_us)
-        return event
-
-    port.streams.wait = wait  # type: ignore[method-assign]
-    return port, compute_us
 
 
 def main() -> None:
@@ -329,7 +364,8 @@ def main() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     with peers(given.peers, given.plaintext) as found:
         layer, wire = Layer(given.rows, given.peers, given.hold), Wire(found)
-        port, compute_us = build_port(layer, wire, [address for address, _ in found])
+        port = build_port(layer, wire)
+        parts = Parts(port)
         stream = "/shoal.v1.Expert/Compute"
         ways: dict[str, Callable[[Any], list[pb.ComputeReply]]] = {
             "stream, computed in its thread": StreamWay(wire, stream),
@@ -339,17 +375,26 @@ def main() -> None:
             "unary, one after another": UnaryWay(wire, futures=False),
         }
         turns = {name: (lambda way=way: turn(layer, way)) for name, way in ways.items()}
-        turns["port"] = lambda: port_turn(layer, port, compute_us)
+        turns["port"] = lambda: port_turn(layer, port, parts)
         figures = interleaved(turns, given.rounds)
         port.close()
     print(conditions(1))
     wire_name = "plaintext" if given.plaintext else "TLS"
     print(f"{given.peers} peers, {given.rows} rows, {EXPERTS - given.hold} of {EXPERTS} experts remote, {wire_name}")
-    rows = []
-    for name, rounds in figures.items():
-        us = sorted(value for values in rounds for value in values)
-        rows.append([name, *(f"{us[int(len(us) * share)]:.0f}" for share in (0.1, 0.5, 0.9))])
-    print(table(["microseconds a layer beyond compute", "p10", "p50", "p90"], rows))
+    merged = {name: itertools.chain.from_iterable(rounds) for name, rounds in figures.items()}
+    print(table(["microseconds a layer beyond compute", *_SHARES], [_row(n, values) for n, values in merged.items()]))
+    print()
+    columns = zip(*parts.calls, strict=True)
+    names = zip(Parts.NAMES, columns, strict=True)
+    print(table(["microseconds a call of the port", *_SHARES], [_row(name, values) for name, values in names]))
+
+
+_SHARES = ("p10", "p50", "p90")
+
+
+def _row(name: str, values: Iterable[float]) -> list[str]:
+    us = sorted(values)
+    return [name, *(f"{us[int(len(us) * share)]:.0f}" for share in (0.1, 0.5, 0.9))]
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main() -> int:
     arguments = _arguments()
     torch.set_num_threads(1)
     found = {"in a call": Found(), "at any moment": Found()}
-    subjects = {"bench": models.bench_model, "light": nodes.light_model}
+    subjects = {"bench": models.bench_model, "light": models.light_model}
     with (
         subjects[arguments.model]() as subject,
         nodes.place() as place,

@@ -1,4 +1,4 @@
-"""The models that are measured: the bench model, made on the spot, and the demo model, if the user's cache has it.
+"""The models that are measured: two that are made on the spot, and the demo model, if the user's cache has it.
 
 Law: every side reads the same checkpoint from disk; nothing is left behind but what was there.
 """
@@ -45,27 +45,36 @@ class Subject:
         return [list(self.words[at * stride : at * stride + length]) for at in range(count)]
 
 
+def bench_model() -> contextlib.AbstractContextManager[Subject]:
+    """Mixtral, 440 MB of float32."""
+    return _mixtral("bench", vocab_size=8192, hidden_size=512, intermediate_size=1024, num_attention_heads=8)
+
+
+def light_model() -> contextlib.AbstractContextManager[Subject]:
+    """A Mixtral of 0.5 MB, whose compute is next to nothing: what is left is the way there and back."""
+    return _mixtral(
+        "light", vocab_size=256, hidden_size=64, intermediate_size=64, num_attention_heads=4, initializer_range=0.2
+    )
+
+
 @contextlib.contextmanager
-def bench_model() -> Iterator[Subject]:
-    """Mixtral, 440 MB of float32, random with seed 0."""
+def _mixtral(name: str, **sizes: float) -> Iterator[Subject]:
+    """Eight layers of eight experts, random with seed 0; two query heads share a head of keys."""
     config = MixtralConfig(
-        vocab_size=8192,
-        hidden_size=512,
-        intermediate_size=1024,
         num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        num_key_value_heads=int(sizes["num_attention_heads"]) // 2,
         num_local_experts=8,
         num_experts_per_tok=2,
         max_position_embeddings=1024,
         dtype="float32",
+        **sizes,
     )
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint"
         torch.manual_seed(0)
         MixtralForCausalLM(config).save_pretrained(checkpoint)
         words = torch.randint(3, config.vocab_size, (4096,), generator=torch.Generator().manual_seed(0))
-        yield packed("bench", checkpoint, Path(folder) / "store", tuple(words.tolist()))
+        yield packed(name, checkpoint, Path(folder) / "store", tuple(words.tolist()))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Swarms of real nodes for measurements: what the end-to-end tests start them with, and the bench's models beside it.
+"""Swarms of real nodes for measurements: what the end-to-end tests start them with.
 
 Law: a node that is measured runs as a user's would: a process of its own, one torch thread, TLS unless it is said.
 """
@@ -13,11 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from transformers import MixtralConfig, MixtralForCausalLM
-
-from bench import models
-
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "e2e"))
 
 import deeds
@@ -25,8 +20,6 @@ import swarm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from bench.models import Subject
 
 Answer = swarm.Answer
 Deed = deeds.Deed
@@ -58,30 +51,6 @@ def place() -> Iterator[Place]:
         os.environ |= {f"XDG_{name}_HOME": str(Path(folder) / name.lower()) for name in ("DATA", "CONFIG")}
         with Hatchery() as hatchery:
             yield Place(hatchery, Path(folder))
-
-
-@contextlib.contextmanager
-def light_model(layers: int = 8) -> Iterator[Subject]:
-    """A Mixtral of 0.5 MB, whose compute is next to nothing: what is left is the way there and back."""
-    config = MixtralConfig(
-        vocab_size=256,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=8,
-        num_experts_per_tok=2,
-        max_position_embeddings=1024,
-        initializer_range=0.2,
-        dtype="float32",
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / "checkpoint"
-        torch.manual_seed(0)
-        MixtralForCausalLM(config).save_pretrained(checkpoint)
-        words = torch.randint(3, config.vocab_size, (4096,), generator=torch.Generator().manual_seed(0))
-        yield models.packed("light", checkpoint, Path(folder) / "store", tuple(words.tolist()))
 
 
 def decode_speed(answer: Answer) -> float:

@@ -65,7 +65,10 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(1)
     rows = []
-    with models.bench_model() if arguments.model == "bench" else nodes.light_model() as subject, nodes.place() as place:
+    with (
+        models.bench_model() if arguments.model == "bench" else models.light_model() as subject,
+        nodes.place() as place,
+    ):
         for layout in _layouts(subject):
             rows += _measure(place, subject, layout, [ms / 1000 for ms in arguments.rtt_ms], arguments.rounds)
     print(table(HEAD, rows))

@@ -34,8 +34,10 @@ from protos.errors import (
     Fenced,
     Gap,
     IllegalTransition,
+    InvalidRequest,
     LocalError,
     Overloaded,
+    PermissionDenied,
     RemoteError,
     ShoalError,
     Unauthenticated,
@@ -68,6 +70,10 @@ RETRY_S_MAX = 4.0
 
 # Remote errors that a node gives which started again: it may well be used, from position 0.
 _STARTED_AGAIN = (UnknownSession, Unauthenticated, WrongPeer)
+# What says nothing of the stage that gives it, beside these: another door or epoch is ahead, or the bug is here.
+_NO_FAULT = (*_STARTED_AGAIN, Fenced, Gap, LocalError)
+# Nor does what is about the answer, at opening: no room for it, now or ever, or a door that is not known there yet.
+_REFUSALS = (Overloaded, InvalidRequest, ContextTooLong, PermissionDenied)
 
 
 class State(enum.Enum):
@@ -214,6 +220,11 @@ TRANSITIONS: dict[State, tuple[type[Event], ...]] = {
 def rewind(log_length: int, held: Iterable[int]) -> int:
     """The position from which to feed again; `held` has one entry for each stage, or for its successor."""
     return min([log_length - 1, *held])
+
+
+def is_held_against(error: ShoalError, *, opening: bool) -> bool:
+    """Whether a stage's failure counts against its peer, for other answers too.  `opening`: nothing was fed yet."""
+    return not isinstance(error, (*_NO_FAULT, *_REFUSALS) if opening else _NO_FAULT)
 
 
 class Session:

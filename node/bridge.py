@@ -54,6 +54,14 @@ class Stream(Generic[T]):
         await self._room.acquire()
         self._items.put(item)
 
+    def offer(self, item: T) -> None:
+        """From trio: sends the item if the thread is not behind, or drops it."""
+        try:
+            self._room.acquire_nowait()
+        except trio.WouldBlock:
+            return
+        self._items.put(item)
+
     async def run(self, work: Callable[[Stream[T]], Awaitable[None]]) -> None:
         """Runs the task that fills the stream; never raises but Cancelled."""
         error: BaseException | None = None

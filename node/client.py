@@ -13,11 +13,12 @@ import grpc
 
 from node import address as addresses
 from node import status
+from node.heartbeat import SILENCE_S, Silence
 from node.identity import Identity
 from node.link import HELLO_S, Lane, Link, connect
 from protos import inference_pb2 as pb
 from protos import messages
-from protos.errors import InvalidRequest, PeerLost, ShoalError, Unauthenticated
+from protos.errors import DeadlineExceeded, InvalidRequest, PeerLost, ShoalError, Unauthenticated
 from protos.inference_pb2_grpc import InferenceStub
 from protos.limits import INFERENCE_MESSAGE_BYTES_MAX
 
@@ -34,12 +35,20 @@ class Client:
     Connects with the first call, and again with the next one after the node was lost.
     """
 
-    def __init__(self, address: str, identity: Identity | None = None, *, plaintext: bool = False) -> None:
+    def __init__(
+        self,
+        address: str,
+        identity: Identity | None = None,
+        *,
+        plaintext: bool = False,
+        silence_s: float = SILENCE_S,
+    ) -> None:
         """`identity` None: a key for this client alone.  Raises InvalidRequest for what is no address."""
         self._wanted = address
         self.address = addresses.parse(address).host_port
         self._identity = identity or Identity.create()
         self._plaintext = plaintext
+        self._silence_s = silence_s
         self._link: Link | None = None
         self._lock = threading.Lock()
 
@@ -77,7 +86,7 @@ class Client:
     def generate(self, request: pb.GenerateRequest) -> Generator[pb.GenerateEvent, None, None]:
         """Started, Tokens and Notices, Finished.  A Failed event, or a failed call, is raised as its error.
 
-        Closing the iterator cancels the answer.
+        A node of which nothing is heard is given up with DeadlineExceeded.  Closing the iterator cancels the answer.
         """
         if (size := request.ByteSize()) > INFERENCE_MESSAGE_BYTES_MAX:
             raise InvalidRequest(f"the request has {size} bytes; at most {INFERENCE_MESSAGE_BYTES_MAX} are allowed")
@@ -92,16 +101,26 @@ class Client:
         with self._lost(link):
             call = InferenceStub(link.channel(Lane.CLIENTS)).Generate(request, metadata=link.metadata())
         begun = False
-        with contextlib.closing(_Cancelling(call)):
+        with contextlib.closing(_Cancelling(call)), Silence(call, self._silence_s) as silence:
             try:
+                silence.wait()
                 for event in call:
+                    if event.HasField("heartbeat"):
+                        silence.wait()
+                        continue
+                    silence.heard()
                     begun = True
                     if event.HasField("failed"):
                         raise messages.error(event.failed)
                     yield event
                     if event.HasField("finished"):
                         return
+                    silence.wait()
             except grpc.RpcError as error:
+                if silence.passed:
+                    raise DeadlineExceeded(
+                        f"the node at {self.address} said nothing for {self._silence_s:g} s: ask again, or ask another"
+                    ) from None
                 with self._lost(link):
                     raise self._broken_off(error) if begun else status.from_rpc(error, self.address) from None
         raise PeerLost(f"the node at {self.address} ended the answer without saying why; ask it again")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+import time
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import grpc
 
@@ -17,7 +18,7 @@ from node.status import from_rpc
 from protos.errors import BrokenInvariant, Overloaded, PeerLost, ShoalError, ShuttingDown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -103,7 +104,11 @@ class Duplex(Generic[Q, R]):
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        error = self._read()
+        try:
+            error = self._read()
+        except Exception as raised:  # noqa: BLE001  (our bug: whoever waits on this stream must hear of it)
+            self._cancel()
+            error = _bug(self._name, raised)
         with self._lock:
             self._alive = False
             self._queue.put(_End())
@@ -153,6 +158,15 @@ class Duplex(Generic[Q, R]):
         if call is not None:
             with contextlib.suppress(Exception):  # gRPC's own, when the channel was closed under the call
                 call.cancel()
+
+
+def close_all(streams: Collection[Duplex[Any, Any]], timeout_s: float) -> None:
+    """Ends them, and waits for all of their threads together."""
+    for stream in streams:
+        stream.close()
+    deadline = time.monotonic() + timeout_s
+    for stream in streams:
+        stream.join(max(0.0, deadline - time.monotonic()))
 
 
 def _bug(name: str, error: Exception) -> ShoalError:

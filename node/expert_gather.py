@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # is connected.
 PAUSE_S = 0.05
 PAUSE_S_MAX = 1.0
+# Holders of one expert that are tried at a time, if none of them takes a call; the next ones are a pause later, so that
+# a crowd of peers that say that they hold it does not keep the thread that computes.
+HOLDERS_TRIED_MAX = 8
 
 
 class Desk(Protocol):
@@ -42,6 +45,8 @@ class Desk(Protocol):
 
     def assign(self, layer: int, experts: list[int], avoid: dict[int, set[PeerId]]) -> Assignment: ...
 
+    def news(self) -> list[Event]: ...
+
     def next_event(self, timeout_s: float) -> Event | None: ...
 
     def deadline_s(self, peer: PeerId, pairs: int) -> float: ...
@@ -50,7 +55,7 @@ class Desk(Protocol):
 
     def late(self, call: Call, now: float) -> None: ...
 
-    def answered(self, call: Call) -> None: ...
+    def answered(self, event: Replied) -> None: ...
 
     def stale(self, event: Replied) -> None: ...
 
@@ -99,16 +104,26 @@ class Gather:
         return self._pairs.join(self._got, self._hidden)
 
     def _step(self) -> None:
+        for come in self._desk.news():  # before the time is: this node may have computed meanwhile, for however long
+            self._take(come)
+        if not self._open:
+            return
         now = time.monotonic()
         self._check(now)
         next_at = min((call.deadline for call in self._calls if not call.is_late), default=math.inf)
         event = self._desk.next_event(min(next_at, self._retry_at, self._began + self._desk.wait_s) - now)
+        if event is not None:
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
         if isinstance(event, Replied):
             self._replied(event)
         elif isinstance(event, Ended):
             self._ended(event.calls, event.error)
         elif isinstance(event, Ready) and self._stranded:
-            self._retry_at = now
+            for expert in self._stranded:
+                self._avoid.get(expert, set()).discard(event.peer)
+            self._retry_at = time.monotonic()
 
     def _check(self, now: float) -> None:
         """What time has done: calls that are late, experts to be tried again, the end of patience."""
@@ -119,26 +134,49 @@ class Gather:
         for call in [call for call in self._calls if not call.is_late and call.deadline <= now]:
             self._late(call, now)
         if now >= self._retry_at:
-            self._retry_at = math.inf
-            again = sorted(self._stranded)
-            self._stranded.clear()
-            for expert in again:
-                self._avoid.pop(expert, None)
-            self._ask(self._desk.assign(self._layer, again, self._avoid))
+            self._again()
 
-    def _ask(self, assignment: Assignment) -> None:
-        own = assignment.calls.pop(self._me, None)
-        for peer, experts in assignment.calls.items():
-            for batch in self._desk.wire.split(self._pairs, experts):
-                self._send(peer, batch)
-        if assignment.unheld:
-            self._strand(assignment.unheld)
+    def _again(self) -> None:
+        """Tries stranded experts: at holders that had no turn yet, and where there are none, at all of them anew."""
+        self._retry_at = math.inf
+        stranded = sorted(self._stranded)
+        self._stranded.clear()
+        others = self._desk.assign(self._layer, stranded, self._avoid)
+        anew, others.unheld = others.unheld, []
+        for expert in anew:
+            self._avoid.pop(expert, None)
+        self._ask(others, self._desk.assign(self._layer, anew, self._avoid))
+
+    def _ask(self, *assignments: Assignment) -> None:
+        own: list[int] = []
+        turn = list(assignments)
+        for _ in range(HOLDERS_TRIED_MAX):
+            turn = [others for assignment in turn for others in self._send_all(assignment, own)]
+        for assignment in turn:
+            if assignment.unheld:
+                self._strand(assignment.unheld)
+            if assignment.calls:
+                self._strand([expert for experts in assignment.calls.values() for expert in experts], PAUSE_S)
         if own:
             part = self._pairs.part(own)
             self._got.append((part, self._compute_own(part)))
             self._open.difference_update(own)
 
-    def _send(self, peer: PeerId, experts: list[int]) -> None:
+    def _send_all(self, assignment: Assignment, own: list[int]) -> list[Assignment]:
+        """Adds what is this node's to `own`; gives who else may be asked for what could not be sent."""
+        own += assignment.calls.pop(self._me, [])
+        refused: list[Assignment] = []
+        for peer, experts in assignment.calls.items():
+            for batch in self._desk.wire.split(self._pairs, experts):
+                error = self._send(peer, batch)
+                if error is not None and (others := self._others(peer, batch, error)) is not None:
+                    refused.append(others)
+        if assignment.unheld:
+            self._strand(assignment.unheld)
+        return refused
+
+    def _send(self, peer: PeerId, experts: list[int]) -> ShoalError | None:
+        """None: it was sent."""
         part = self._pairs.part(experts)
         pairs, now = len(part.pairs), time.monotonic()
         rows, left_s = self._rows, self._began + self._desk.wait_s - now
@@ -152,10 +190,10 @@ class Gather:
                 lambda number: lambda: self._desk.wire.request(number, self._layer, rows, part, left_s),
             )
         except ShoalError as error:
-            self._elsewhere(peer, experts, error, was_asked=False)
-        else:
-            self._calls[call] = experts
-            self._desk.sent(self._layer, peer, pairs)
+            return error
+        self._calls[call] = experts
+        self._desk.sent(self._layer, peer, pairs)
+        return None
 
     def _replied(self, event: Replied) -> None:
         experts = self._calls.pop(event.call, None)
@@ -168,7 +206,7 @@ class Gather:
             self._desk.failed(self._layer, event.call.peer, error)
             self._elsewhere(event.call.peer, experts, error)
             return
-        self._desk.answered(event.call)
+        self._desk.answered(event)
         wanted = [expert for expert in experts if expert in self._open]
         if wanted == experts:
             self._got.append((self._pairs.part(experts), rows))
@@ -206,24 +244,30 @@ class Gather:
         error = Unavailable(f"the peer {call.peer[:8]} has not answered within {now - call.sent_at:.2f} s")
         self._elsewhere(call.peer, self._calls[call], error)
 
-    def _elsewhere(self, peer: PeerId, experts: list[int], error: ShoalError, *, was_asked: bool = True) -> None:
-        """Asks the next replicas for what is still open, unless another call for it is under way."""
+    def _elsewhere(self, peer: PeerId, experts: list[int], error: ShoalError) -> None:
+        """Asks the next replicas, because this one did not answer."""
+        others = self._others(peer, experts, error)
+        if others is None:
+            return
+        if others.calls:
+            self._desk.went_elsewhere(self._layer, peer, error)
+        self._ask(others)
+
+    def _others(self, peer: PeerId, experts: list[int], error: ShoalError) -> Assignment | None:
+        """The next replicas for what is still open, unless another call for it is under way."""
         asked = {expert for call, asked in self._calls.items() if not call.is_late for expert in asked}
         left = [expert for expert in experts if expert in self._open and expert not in asked]
         for expert in left:
             self._errors[expert] = error
             self._avoid.setdefault(expert, set()).add(peer)
-        if not left:
-            return
-        assignment = self._desk.assign(self._layer, left, self._avoid)
-        if was_asked and assignment.calls:
-            self._desk.went_elsewhere(self._layer, peer, error)
-        self._ask(assignment)
+        return self._desk.assign(self._layer, left, self._avoid) if left else None
 
-    def _strand(self, experts: list[int]) -> None:
-        """Nobody is left to ask: a late call may still be answered, and all are tried again."""
+    def _strand(self, experts: list[int], pause_s: float | None = None) -> None:
+        """Nobody is asked for them now: a late call may still be answered, and all are tried again."""
         self._stranded.update(experts)
-        if math.isinf(self._retry_at):
+        if pause_s is not None:
+            self._retry_at = min(self._retry_at, time.monotonic() + pause_s)
+        elif math.isinf(self._retry_at):
             self._retry_at = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, PAUSE_S_MAX)
 

@@ -17,7 +17,7 @@ from node import log
 from node.expert_gather import Gather
 from node.expert_streams import Call, Ended, ExpertStreams, Ready, Replied
 from node.expert_wire import ExpertWire
-from protos.errors import ShoalError, ShuttingDown
+from protos.errors import ShoalError
 from protos.inference_pb2 import LayerWork, Notice
 from protos.limits import FRAME_BYTES_MAX
 from shard.experts import Pairs
@@ -115,10 +115,17 @@ class ExpertPort:
             self._health.heard(event.peer, time.monotonic())
             self._refresh_at = 0.0
         elif isinstance(event, Ended):
-            if not isinstance(event.error, ShuttingDown) or not self.streams.closed:
+            if not event.is_ours:
                 self._health.failed(event.peer, event.error, time.monotonic())
             self._refresh_at = 0.0
         return event
+
+    def news(self) -> list[Event]:
+        found: list[Event] = []
+        while self.streams.has_news():
+            if (event := self.next_event(0)) is not None:
+                found.append(event)
+        return found
 
     def connect(self, peer: PeerId, now: float) -> None:
         self.streams.connect(peer, self._addresses.get(peer, ""), now)
@@ -131,10 +138,10 @@ class ExpertPort:
         done[_CALLS] += 1
         done[_PAIRS] += pairs
 
-    def answered(self, call: Call) -> None:
-        now = time.monotonic()
-        latency_s = min(now - call.sent_at, LATE_DEADLINES_MAX * (call.deadline - call.sent_at))
-        self._health.succeeded(call.peer, latency_s, call.pairs, now)
+    def answered(self, event: Replied) -> None:
+        call = event.call
+        latency_s = min(event.at - call.sent_at, LATE_DEADLINES_MAX * (call.deadline - call.sent_at))
+        self._health.succeeded(call.peer, latency_s, call.pairs, time.monotonic())
         if call.is_late:
             self._refresh_at = 0.0
         if self._ill:
@@ -143,7 +150,7 @@ class ExpertPort:
     def stale(self, event: Replied) -> None:
         """A reply that nobody waits for any more says that its peer answers again."""
         if event.reply.HasField("rows"):
-            self.answered(event.call)
+            self.answered(event)
 
     def failed(self, layer: int, peer: PeerId, error: ShoalError) -> None:
         self._health.failed(peer, error, time.monotonic())
@@ -182,8 +189,7 @@ class ExpertPort:
 
     def _catch_up(self) -> None:
         """What happened since the last layer."""
-        while self.streams.has_news():
-            event = self.next_event(0)
+        for event in self.news():
             if isinstance(event, Replied):
                 self.stale(event)
 

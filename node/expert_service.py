@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from node import log, status
 from node.expert_wire import ExpertWire
+from node.refusal import bug, refusing
+from node.turnstile import Turnstile
 from protos import expert_pb2 as pb
 from protos import messages
-from protos.errors import BrokenInvariant, DeadlineExceeded, Overloaded, ShoalError
+from protos.errors import DeadlineExceeded, Overloaded, ShoalError
 from protos.expert_pb2_grpc import ExpertServicer, add_ExpertServicer_to_server
 from protos.limits import FRAME_BYTES_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import ThreadPoolExecutor
 
     import grpc
 
+    from protos.ids import PeerId
     from protos.manifest import Manifest
     from shard.experts import ExpertBank
 
@@ -36,12 +38,13 @@ RETRY_AFTER_S = 1.0
 
 
 class ExpertService:
-    """`pool` needs some threads more than `streams_max`, for refusals."""
+    """`caller` says who calls, or raises Unauthenticated; `pool` needs threads beyond `streams_max`, for refusals."""
 
     def __init__(
         self,
         manifest: Manifest,
         bank: ExpertBank,
+        caller: Callable[[grpc.ServicerContext], PeerId],
         *,
         pool: ThreadPoolExecutor | None = None,
         streams_max: int = 64,
@@ -50,16 +53,15 @@ class ExpertService:
     ) -> None:
         self._wire = ExpertWire(manifest, frame_bytes_max=frame_bytes_max)
         self._bank = bank
+        self._caller = caller
         self._pool = pool
-        self._streams_max = streams_max
+        self._streams = Turnstile(streams_max, "expert calls")
         self._turns = _Turns(queue_max)
-        self._lock = threading.Lock()
-        self._streams = 0
 
     @property
     def streams(self) -> int:
         """Streams that are open now."""
-        return self._streams
+        return self._streams.count
 
     def add_to(self, server: grpc.Server) -> None:
         add_ExpertServicer_to_server(cast("ExpertServicer", _Methods(self, self._pool)), server)
@@ -68,27 +70,24 @@ class ExpertService:
         self, requests: Iterable[pb.ComputeRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.ComputeReply]:
         """Answers a stream's calls in order; that it begins tells the caller that calls will be read."""
-        try:
-            with self._stream():
-                context.send_initial_metadata(())
-                for request in requests:
-                    yield self._answer(request)
-        except Overloaded as error:
-            context.set_trailing_metadata(status.metadata_of(error))
-            context.abort(status.status_of(error), status.details_of(error))
+        with refusing(context, "experts"), self._streams.one(self._caller(context)):
+            context.send_initial_metadata(())
+            for request in requests:
+                yield self._answer(request)
 
     def _answer(self, request: pb.ComputeRequest) -> pb.ComputeReply:
+        failed: ShoalError
         try:
             with torch.inference_mode():
                 return self._computed(request)
         except ShoalError as error:
             failed = error
         except Exception as error:  # noqa: BLE001  (a bug in one call must not end its caller's stream)
-            log.get("experts").exception("a call failed", error=str(error))
-            failed = BrokenInvariant(f"the node failed: {type(error).__name__}; its log says more")
+            failed = bug("experts", error)
         return pb.ComputeReply(call=request.call, failed=messages.failed(failed))
 
     def _computed(self, request: pb.ComputeRequest) -> pb.ComputeReply:
+        read_at = time.perf_counter()
         hidden, part = self._wire.read(request, self._bank)
         arrived = time.perf_counter()
         with self._turns.one(request.wait_ms_max / 1000 or WAIT_S_MAX):
@@ -97,22 +96,8 @@ class ExpertService:
             ended = time.perf_counter()
         reply = self._wire.reply(request.call, part, rows)
         reply.waited_us, reply.compute_us = int((began - arrived) * 1e6), int((ended - began) * 1e6)
+        reply.served_us = int((time.perf_counter() - read_at) * 1e6)
         return reply
-
-    @contextmanager
-    def _stream(self) -> Iterator[None]:
-        with self._lock:
-            if self._streams >= self._streams_max:
-                raise Overloaded(
-                    f"this node takes {self._streams_max} streams of expert calls, and they are all open",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-            self._streams += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._streams -= 1
 
 
 class _Turns:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
-from node.duplex import Duplex
+from node.duplex import Duplex, close_all
 from node.link import Lane
 from protos.errors import InvalidRequest, Overloaded, PeerLost, ShoalError, ShuttingDown, Unauthenticated, Unavailable
 from protos.expert_pb2_grpc import ExpertStub
@@ -35,10 +35,10 @@ STREAMS_MAX = 256
 # Calls of one layer to one peer: only frames beyond their limit make more than one.
 QUEUE_MAX = 64
 # A peer that cannot be reached is tried again after so long, twice as long each time.
-# To see which certificate it shows then.
-CHECK_S = 2.0
 RETRY_S = 0.1
 RETRY_S_MAX = 2.0
+# To see which certificate it shows then.
+CHECK_S = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -60,29 +60,57 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Replied:
+    """`at`: when the reply came, which may be long before anybody looks."""
+
     call: Call
     reply: pb.ComputeReply
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The stream is over; these calls of it have no answer."""
+    """The stream is over; these calls have no answer.  `is_ours`: this side ended it, for no fault of the peer's."""
 
     peer: PeerId
     error: ShoalError
     calls: tuple[Call, ...]
+    is_ours: bool = False
 
 
 Event: TypeAlias = Ready | Replied | Ended
-_Item: TypeAlias = tuple["_Lane", "pb.ComputeReply | ShoalError | None"]
+_Item: TypeAlias = tuple["_Lane", "pb.ComputeReply | ShoalError | None", float]
 
 
 class _Started(Protocol):
-    """What gRPC's stream has beside its replies."""
+    """What gRPC gives for a stream."""
+
+    def __iter__(self) -> Iterator[pb.ComputeReply]: ...
 
     def initial_metadata(self) -> object: ...
 
     def is_active(self) -> bool: ...
+
+    def cancel(self) -> bool: ...
+
+
+class _Announced:
+    """A stream whose reader hears first that the peer has begun to read.
+
+    gRPC's keepalive bounds the wait for a peer that is gone, and `cancel` the one for a peer that never says so.
+    """
+
+    def __init__(self, call: _Started, on_ready: Callable[[], None]) -> None:
+        self._call = call
+        self._on_ready = on_ready
+
+    def __iter__(self) -> Iterator[pb.ComputeReply]:
+        self._call.initial_metadata()
+        if self._call.is_active():  # or it was refused
+            self._on_ready()
+        yield from self._call
+
+    def cancel(self) -> bool:
+        return self._call.cancel()
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +121,7 @@ class _Lane:
     misses: int = 0  # streams in a row that gave no reply
     retry_at: float = 0.0
     fault: ShoalError | None = None  # why this side ends it
+    is_dropped: bool = False  # or that nobody needs it
     calls: dict[int, Call] = field(default_factory=dict)
 
 
@@ -145,10 +174,10 @@ class ExpertStreams:
     def wait(self, timeout_s: float) -> Event | None:
         """The next thing that happened; None after `timeout_s`."""
         try:
-            lane, said = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
+            lane, said, at = self._inbox.get(timeout=timeout_s) if timeout_s > 0 else self._inbox.get_nowait()
         except queue.Empty:
             return None
-        return self._take(lane, said)
+        return self._take(lane, said, at)
 
     def has_news(self) -> bool:
         return not self._inbox.empty()
@@ -160,6 +189,7 @@ class ExpertStreams:
         """Ends the stream to a peer that holds nothing any more."""
         lane = self._lanes.get(peer)
         if lane is not None and lane.stream is not None:
+            lane.is_dropped = True
             lane.stream.close()
         elif lane is not None:
             del self._lanes[peer]
@@ -174,13 +204,9 @@ class ExpertStreams:
     def close(self, timeout_s: float = 5.0) -> None:
         """From any thread: ends all streams, and waits for their threads."""
         self.closed = True
-        streams = [lane.stream for lane in list(self._lanes.values()) if lane.stream is not None]
-        for stream in streams:
-            stream.close()
-        for stream in streams:
-            stream.join(timeout_s)
+        close_all([lane.stream for lane in list(self._lanes.values()) if lane.stream is not None], timeout_s)
 
-    def _take(self, lane: _Lane, said: pb.ComputeReply | ShoalError | None) -> Event | None:
+    def _take(self, lane: _Lane, said: pb.ComputeReply | ShoalError | None, at: float) -> Event | None:
         if said is None:
             lane.is_ready = True
             return Ready(lane.peer)
@@ -191,13 +217,15 @@ class ExpertStreams:
             self.fault(lane.peer, InvalidRequest(f"the peer {lane.peer[:8]} answered a call that was not made"))
             return None
         lane.misses = 0
-        return Replied(call, said)
+        return Replied(call, said, at)
 
-    @staticmethod
-    def _over(lane: _Lane, error: ShoalError) -> Ended:
+    def _over(self, lane: _Lane, error: ShoalError) -> Ended:
         calls = tuple(lane.calls.values())
         lane.calls.clear()
-        ended = Ended(lane.peer, lane.fault or error, calls)
+        is_ours = lane.fault is None and isinstance(error, ShuttingDown) and (lane.is_dropped or self.closed)
+        ended = Ended(lane.peer, lane.fault or error, calls, is_ours)
+        if lane.is_dropped:
+            del self._lanes[lane.peer]
         lane.stream, lane.is_ready, lane.fault = None, False, None
         lane.retry_at = time.monotonic() + min(RETRY_S * 2.0**lane.misses, RETRY_S_MAX)
         lane.misses = min(lane.misses + 1, 16)
@@ -210,22 +238,17 @@ class ExpertStreams:
     # In the stream's own thread.
 
     def _start(self, lane: _Lane, address: str, requests: Iterator[pb.ComputeRequest]) -> StreamCall[pb.ComputeReply]:
-        """Returns when the peer has begun to read, or has refused; gRPC's keepalive bounds the wait."""
         if lane.misses:
             self._links.check(lane.peer, CHECK_S)  # one that restarted shows another certificate
         link = self._links.to(lane.peer, address)
         call = ExpertStub(link.channel(Lane.EXPERTS)).Compute(requests, metadata=link.metadata())
-        started = cast("_Started", call)
-        started.initial_metadata()
-        if started.is_active():
-            self._inbox.put((lane, None))
-        return call
+        return _Announced(cast("_Started", call), partial(self._put, lane, None))
 
-    def _put(self, lane: _Lane, reply: pb.ComputeReply) -> None:
-        self._inbox.put((lane, reply))
+    def _put(self, lane: _Lane, said: pb.ComputeReply | ShoalError | None) -> None:
+        self._inbox.put((lane, said, time.monotonic()))
 
     def _ended(self, lane: _Lane, address: str, error: ShoalError) -> None:
         if isinstance(error, Unauthenticated):
             with contextlib.suppress(ShoalError):  # then there is no link, and the next one is new
                 self._links.to(lane.peer, address).renew()
-        self._inbox.put((lane, error))
+        self._put(lane, error)

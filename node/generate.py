@@ -33,6 +33,7 @@ from coordinator.session import (
     StopStringFound,
     Tell,
     TokenArrived,
+    is_held_against,
 )
 from coordinator.view import Load
 from node import log
@@ -44,7 +45,7 @@ from node.stages import At, Stages
 from node.wording import Wording
 from protos import inference_pb2 as pb
 from protos import messages
-from protos.errors import DeadlineExceeded, InvalidFrame, NonFinite, ShoalError, ShuttingDown, Unavailable
+from protos.errors import DeadlineExceeded, ShoalError, ShuttingDown
 from protos.ids import PeerId, SessionId
 from shard.stage import StepResult
 
@@ -192,7 +193,7 @@ class _Answer:
             with self._scope:
                 async with self._door.gate.admitted(self._id):
                     await self._run_admitted()
-            if self._scope.cancelled_caught and self._stopped_by is not None:
+            if self._scope.cancelled_caught and self._stopped_by is not None and not self._started:
                 await self._fail(self._stopped_by)
         finally:
             self._log()
@@ -202,6 +203,11 @@ class _Answer:
         self._door.mail.expect(self._id, self._inbox.put)
         try:
             await self._drive(self._plan(frozenset()))
+        except trio.Cancelled:
+            # Before the stages are free: that may take longer than a node that leaves has.
+            if self._stopped_by is not None and self._started:
+                await self._fail(self._stopped_by)
+            raise
         finally:
             self._door.mail.forget(self._id)
             await self._close()
@@ -251,7 +257,7 @@ class _Answer:
                 await self._notice(item.code, item.message, item.peer)
                 return None
             case StepFailed():
-                self._score(item.peer, item.error)
+                self._score(item.peer, item.error, opening=True)
                 return item if self._is_under_way else None
             case Opened():
                 for peer in self._passage.remote:
@@ -282,15 +288,11 @@ class _Answer:
         error = failed.error
         if at.peer != self._door.peers.me:
             error = named(error, at.peer, at.address)
-            self._score(at.peer, error)
+            self._score(at.peer, error, opening=False)
         return StepFailed(failed.epoch, error, failed.stage, at.peer)
 
-    def _score(self, peer: PeerId | None, error: ShoalError) -> None:
-        if (
-            peer is not None
-            and peer != self._door.peers.me
-            and isinstance(error, Unavailable | InvalidFrame | NonFinite)
-        ):
+    def _score(self, peer: PeerId | None, error: ShoalError, *, opening: bool) -> None:
+        if peer is not None and peer != self._door.peers.me and is_held_against(error, opening=opening):
             self._door.peers.failed(peer, error)
 
     async def _execute(self, effect: Effect) -> None:
@@ -378,6 +380,8 @@ class _Answer:
             for effect in self._core.handle(Cancelled(), trio.current_time()):
                 if isinstance(effect, CloseStages):
                     self._closing = self._passage.close(effect.epoch)
+        if self._stopped_by is not None and not self._started:
+            return  # its error is raised to the client at once; the node frees its stages as it leaves
         with trio.move_on_after(CLOSE_WAIT_S, shield=True):
             for closing in self._closing:
                 await self._closed(closing)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
-from node import status
 from node.identity import Identity, peer_id, verify
+from node.refusal import refuse
 from protos import peers_pb2 as pb
 from protos.errors import InvalidRequest, Overloaded, ShoalError, Unauthenticated
 from protos.limits import (
@@ -40,7 +40,8 @@ TOKEN_KEY = "shoal-token"  # noqa: S105  (the name of a metadata key)
 TOKEN_S = 600.0
 NONCE_S = 30.0
 
-_OPEN = frozenset({"/shoal.v1.Peers/Challenge", "/shoal.v1.Peers/Hello"})
+OPEN = frozenset({"/shoal.v1.Peers/Challenge", "/shoal.v1.Peers/Hello"})
+"""Calls that need no token: whoever reaches the port may make them."""
 _caller: ContextVar[Caller] = ContextVar("caller")
 
 
@@ -173,7 +174,7 @@ class Authentication(grpc.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        if details.method in _OPEN:
+        if details.method in OPEN:
             return continuation(details)
         try:
             caller = self._callers.caller(_token_in(details), self._clock())
@@ -203,12 +204,10 @@ def _token_in(details: grpc.HandlerCallDetails) -> str:
 def _refusal(error: ShoalError) -> grpc.RpcMethodHandler[Any, Any]:
     """As a stream in both directions, whatever was called: so nothing is read, and the refusal waits for nothing."""
 
-    def refuse(_: object, context: grpc.ServicerContext) -> NoReturn:
-        context.set_trailing_metadata(status.metadata_of(error))
-        context.abort(status.status_of(error), status.details_of(error))
-        raise error  # abort has raised; this line tells the type checker so
+    def refused(_: object, context: grpc.ServicerContext) -> NoReturn:
+        refuse(context, error)
 
-    return grpc.stream_stream_rpc_method_handler(refuse)
+    return grpc.stream_stream_rpc_method_handler(refused)
 
 
 def _check_lengths(request: pb.HelloRequest) -> None:

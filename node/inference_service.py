@@ -6,18 +6,20 @@ Law: who may not ask is refused before its message is looked at; an answer that 
 from __future__ import annotations
 
 import time
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
-from node import log, request, status
+from node import request
 from node.config import is_loopback
 from node.generate import ClientStalled
+from node.heartbeat import Heart
 from node.hello import caller_of
+from node.refusal import refusing
 from protos import inference_pb2 as pb
-from protos.errors import BrokenInvariant, FrameTooLarge, PermissionDenied, ShoalError
+from protos.errors import PermissionDenied
 from protos.inference_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
-from protos.limits import INFERENCE_MESSAGE_BYTES_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 
     from node.bridge import Portal, Stream
     from node.generate import Door
-
-T = TypeVar("T")
 
 # Events that an answer may be ahead of its client, beside what gRPC's flow control buffers.
 EVENTS_AHEAD_MAX = 32
@@ -70,29 +70,25 @@ class InferenceService:
     ) -> None:
         self._door = door
         self._portal = portal
-        self._clients = clients
         self._kv_bytes = kv_bytes
         self._peers = peers
         self._started_at = time.time()
-        self.Generate = _InPool(self._generate, pool)
+        self.Generate = _Method(self._generate, clients, pool)
+        self.Info = _Method(self._info, clients)
+        self.Peers = _Method(self._told_peers, clients)
 
     def add_to(self, server: grpc.Server) -> None:
         add_InferenceServicer_to_server(cast("InferenceServicer", self), server)
 
-    def Info(self, message: pb.InfoRequest, context: grpc.ServicerContext) -> pb.InfoReply:  # noqa: N802
-        return self._told(context, self._info)
+    def _told_peers(self, message: pb.PeersRequest, context: grpc.ServicerContext) -> pb.PeersReply:
+        with refusing(context, "server"):
+            return self._peers()
 
-    def Peers(self, message: pb.PeersRequest, context: grpc.ServicerContext) -> pb.PeersReply:  # noqa: N802
-        return self._told(context, self._peers)
+    def _info(self, message: pb.InfoRequest, context: grpc.ServicerContext) -> pb.InfoReply:
+        with refusing(context, "server"):
+            return self._told_info()
 
-    def _told(self, context: grpc.ServicerContext, answer: Callable[[], T]) -> T:
-        try:
-            self._clients.check(context)
-            return answer()
-        except ShoalError as error:
-            _abort(context, error)
-
-    def _info(self) -> pb.InfoReply:
+    def _told_info(self) -> pb.InfoReply:
         manifest = self._door.manifest
         used, limit = self._kv_bytes()
         return pb.InfoReply(
@@ -112,15 +108,13 @@ class InferenceService:
         )
 
     def _generate(self, message: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[pb.GenerateEvent]:
-        try:
-            self._clients.check(context)
-            if (size := message.ByteSize()) > INFERENCE_MESSAGE_BYTES_MAX:
-                raise FrameTooLarge(f"the request has {size} bytes; at most {INFERENCE_MESSAGE_BYTES_MAX} are allowed")
+        with refusing(context, "server"):
             ask = request.read(message, self._door.manifest, self._door.text)
 
             async def work(stream: Stream[pb.GenerateEvent]) -> None:
+                heart = Heart(stream)
                 try:
-                    await self._door.generate(ask, stream.send)
+                    await heart.beat_during(partial(self._door.generate, ask, heart.send))
                 except ClientStalled:
                     context.cancel()  # the handler's thread waits inside grpc for this client
                     raise
@@ -129,28 +123,21 @@ class InferenceService:
             if not context.add_callback(stream.abandon):
                 stream.abandon()
             yield from stream
-        except ShoalError as error:
-            _abort(context, error)
-        except Exception as error:  # noqa: BLE001  (a bug in one call must not look like anything else to its client)
-            log.get("server").exception("a call failed", error=str(error))
-            _abort(context, BrokenInvariant(f"the node failed: {type(error).__name__}; its log says more"))
 
 
-class _InPool:
-    """A method with a thread pool of its own: grpc looks for that attribute."""
+class _Method:
+    """A method for clients that may ask, which node.intake finds out before it reads what they ask.
 
-    def __init__(self, method: Callable[..., Iterator[pb.GenerateEvent]], pool: ThreadPoolExecutor) -> None:
+    A pool of its own, if it has one, is where grpc looks for it.
+    """
+
+    def __init__(self, method: Callable[..., Any], clients: Clients, pool: ThreadPoolExecutor | None = None) -> None:
         self._method = method
+        self.admit = clients.check
         self.experimental_thread_pool = pool
 
-    def __call__(self, message: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[pb.GenerateEvent]:
+    def __call__(self, message: Any, context: grpc.ServicerContext) -> Any:
         return self._method(message, context)
-
-
-def _abort(context: grpc.ServicerContext, error: ShoalError) -> NoReturn:
-    context.set_trailing_metadata(status.metadata_of(error))
-    context.abort(status.status_of(error), status.details_of(error))
-    raise error  # abort has raised; this line tells the type checker so
 
 
 def software_version() -> str:

@@ -23,7 +23,15 @@ from node.hello import TOKEN_KEY
 from node.identity import peer_id, verify
 from protos import peers_pb2 as pb
 from protos.errors import InvalidRequest, Overloaded, PeerLost, ShoalError, Unauthenticated, Unavailable, WrongPeer
-from protos.limits import NONCE_BYTES, PUBLIC_KEY_BYTES, STAGE_MESSAGE_BYTES_MAX, TOKEN_BYTES
+from protos.limits import (
+    EXPERT_MESSAGE_BYTES_MAX,
+    INFERENCE_MESSAGE_BYTES_MAX,
+    NONCE_BYTES,
+    PEERS_MESSAGE_BYTES_MAX,
+    PUBLIC_KEY_BYTES,
+    STAGE_MESSAGE_BYTES_MAX,
+    TOKEN_BYTES,
+)
 from protos.peers_pb2_grpc import PeersStub
 from protos.transcript import CALLER_DOMAIN, SERVER_DOMAIN, transcript
 
@@ -54,7 +62,6 @@ _KEEPALIVE_TIME_MS = 5_000
 _KEEPALIVE_TIMEOUT_MS = 5_000
 
 CHANNEL_OPTIONS: Final[list[tuple[str, Any]]] = [
-    ("grpc.max_receive_message_length", STAGE_MESSAGE_BYTES_MAX),
     ("grpc.enable_http_proxy", 0),  # a node is asked itself, not whatever answers in its place
     ("grpc.use_local_subchannel_pool", 1),  # or all lanes to one address would share one connection
     ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
@@ -70,6 +77,7 @@ CHANNEL_OPTIONS: Final[list[tuple[str, Any]]] = [
 
 SERVER_OPTIONS: Final[list[tuple[str, Any]]] = [
     ("grpc.so_reuseport", 0),  # or two nodes would share a port, and each get half of the calls
+    # Of any message, as gRPC takes it in; node.intake holds each service to its own limit before it parses.
     ("grpc.max_receive_message_length", STAGE_MESSAGE_BYTES_MAX),
     # Callers ping as often as CHANNEL_OPTIONS says, also between calls; less than that is no misuse.
     ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_TIME_MS // 2),
@@ -94,6 +102,16 @@ class Lane(enum.Enum):
     EXPERTS = "experts"
     BULK = "bulk"
     CLIENTS = "clients"
+
+
+REPLY_BYTES_MAX: Final = {
+    Lane.CONTROL: PEERS_MESSAGE_BYTES_MAX,
+    Lane.STEPS: STAGE_MESSAGE_BYTES_MAX,
+    Lane.EXPERTS: EXPERT_MESSAGE_BYTES_MAX,
+    Lane.BULK: STAGE_MESSAGE_BYTES_MAX,
+    Lane.CLIENTS: INFERENCE_MESSAGE_BYTES_MAX,
+}
+"""What a lane takes in; gRPC refuses more when it has read the length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +170,7 @@ class Link:
             if self._closed:
                 raise PeerLost(f"the link to the node at {self.address} is closed")
             if lane not in self._channels:
-                self._channels[lane] = _open(self.address, self.pin)
+                self._channels[lane] = _open(self.address, self.pin, lane)
             return self._channels[lane]
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -180,7 +198,7 @@ class Link:
     ) -> R:
         """A unary call; a token that the peer has forgotten is renewed once.  Raises typed errors.
 
-        `method` picks it from a channel: `lambda channel: PeersStub(channel).Exchange`.
+        `method` picks it from a channel: `lambda channel: PeersStub(channel).Sync`.
         """
         try:
             return self._call(method, request, timeout_s, lane)
@@ -442,13 +460,19 @@ def _pinned(host_port: str, expected_sha256: bytes | None, timeout_s: float) -> 
     return Pin(pem, sha256)
 
 
-def _open(address: str, pin: Pin | None) -> grpc.Channel:
+def channel_options(lane: Lane) -> list[tuple[str, Any]]:
+    """Of a channel that takes in replies of this lane."""
+    return [*CHANNEL_OPTIONS, ("grpc.max_receive_message_length", REPLY_BYTES_MAX[lane])]
+
+
+def _open(address: str, pin: Pin | None, lane: Lane) -> grpc.Channel:
+    options = channel_options(lane)
     if pin is None:
-        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        return grpc.insecure_channel(address, options=options)
     return grpc.secure_channel(
         address,
         grpc.ssl_channel_credentials(root_certificates=pin.pem),
-        options=[*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", certificate.NAME)],
+        options=[*options, ("grpc.ssl_target_name_override", certificate.NAME)],
     )
 
 

@@ -79,6 +79,9 @@ class Passage:
         self._post = post
         self._resume_key = secrets.token_bytes(RESUME_KEY_BYTES)
         self._entered: dict[PeerId, _Entered] = {}
+        # Those that a later route left out.  Their close may be under way when another route comes back to them: then
+        # that raises the epoch, which fences the close, or finds nothing and opens.
+        self._left: dict[PeerId, _Entered] = {}
         self._epoch: Epoch | None = None
         self._onward: Onward | None = None  # to the first stage, where that is not here
         self._feed: SendStep | None = None
@@ -99,7 +102,7 @@ class Passage:
             self._onward = Onward(self._session, effect.epoch, 0, first.peer, first.address, self._mail.deliver)
             self._host.onwards.open(self._onward)
         for peer in set(self._entered) - {at.peer for at in self.hops}:
-            gone = self._entered.pop(peer)
+            gone = self._left[peer] = self._entered.pop(peer)
             self._stages.close(gone.at, self._session, effect.epoch, gone.future)
         request = self._request(effect, addresses, log)
         _All(
@@ -182,7 +185,7 @@ class Passage:
         mine = pb.OpenRequest()
         mine.CopyFrom(request)
         mine.stage = number
-        before = self._entered.get(at.peer)
+        before = self._entered.get(at.peer) or self._left.pop(at.peer, None)
         if before is None:
             future = self._stages.open(at, mine)
         else:

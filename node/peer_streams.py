@@ -11,7 +11,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from node.duplex import Duplex
+from node.duplex import Duplex, close_all
 from node.link import Lane
 from protos.errors import Overloaded, ShoalError, ShuttingDown, Unauthenticated
 
@@ -94,10 +94,7 @@ class PeerStreams(Generic[Q, R]):
         with self._lock:
             self._closed = True
             streams = [stream for _, stream in self._streams.values()]
-        for stream in streams:
-            stream.close()
-        for stream in streams:
-            stream.join(timeout_s)
+        close_all(streams, timeout_s)
 
     def _make(self, peer: PeerId, address: str) -> tuple[int, Duplex[Q, R]]:
         if self._closed:

@@ -6,22 +6,21 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, cast
 
 from node import address as addresses
-from node import log, status
 from node.hello import caller_of
 from node.link import connect
 from node.rates import Rates
+from node.refusal import refusing
 from protos import peers_pb2 as pb
-from protos.errors import BrokenInvariant, InvalidRequest, Overloaded, PermissionDenied, ShoalError
+from protos.errors import Overloaded, PeerLost, PermissionDenied, ShoalError
 from protos.ids import PeerId
-from protos.limits import DIAL_BACKS_AT_ONCE_MAX, ID_CHARS_MAX, PEERS_MESSAGE_BYTES_MAX
+from protos.limits import DIAL_BACKS_AT_ONCE_MAX
 from protos.peers_pb2_grpc import PeersServicer, add_PeersServicer_to_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeVar
 
     import grpc
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from node.hello import Callers
     from node.identity import Identity
     from node.roster import Roster
-
-    R = TypeVar("R")
 
 SYNC_PER_S = 2.0
 """Push-pulls a second that one caller may begin in the long run; two calls each."""
@@ -73,23 +70,26 @@ class PeersService:
         add_PeersServicer_to_server(cast("PeersServicer", self), server)
 
     def Challenge(self, request: pb.ChallengeRequest, context: grpc.ServicerContext) -> pb.ChallengeReply:  # noqa: N802
-        return _answered(context, lambda: self._callers.challenge(self._clock()))
+        with refusing(context, "peers"):
+            return self._callers.challenge(self._clock())
 
     def Hello(self, request: pb.HelloRequest, context: grpc.ServicerContext) -> pb.HelloReply:  # noqa: N802
-        return _answered(context, lambda: self._callers.hello(request, self._clock()))
+        with refusing(context, "peers"):
+            return self._callers.hello(request, self._clock())
 
     def Sync(self, request: pb.SyncRequest, context: grpc.ServicerContext) -> pb.SyncReply:  # noqa: N802
-        return _answered(context, lambda: self._sync(request, context))
+        with refusing(context, "peers"):
+            return self._sync(request, context)
 
     def Record(self, request: pb.RecordRequest, context: grpc.ServicerContext) -> pb.SignedRecord:  # noqa: N802
-        return _answered(context, lambda: self._record(request))
+        with refusing(context, "peers"):
+            return self._record(request)
 
     def DialBack(self, request: pb.DialBackRequest, context: grpc.ServicerContext) -> pb.DialBackReply:  # noqa: N802
-        return _answered(context, lambda: self._dial_back(caller_of(context).peer))
+        with refusing(context, "peers"):
+            return self._dial_back(caller_of(context).peer)
 
     def _sync(self, request: pb.SyncRequest, context: grpc.ServicerContext) -> pb.SyncReply:
-        if (size := request.ByteSize()) > PEERS_MESSAGE_BYTES_MAX:
-            raise InvalidRequest(f"the push-pull has {size} bytes; at most {PEERS_MESSAGE_BYTES_MAX} are allowed")
         caller = caller_of(context).peer
         self._admit(self._syncs, caller, "push-pulls", 1 / SYNC_PER_S)
         reply = self._gossip.push_pull.answer(caller, _host(context.peer()), request)
@@ -97,12 +97,10 @@ class PeersService:
         return reply
 
     def _record(self, request: pb.RecordRequest) -> pb.SignedRecord:
-        if len(request.peer_id) > ID_CHARS_MAX:
-            raise InvalidRequest("that is no peer's id")
         peer = PeerId(request.peer_id) if request.peer_id else self._roster.me
         signed = self._roster.signed_of(peer)
         if signed is None:
-            raise InvalidRequest(f"no record of the peer {peer[:8]} is known here")
+            raise PeerLost(f"no record of the peer {peer[:8]} is known here")
         return pb.SignedRecord.FromString(signed)
 
     def _dial_back(self, caller: PeerId) -> pb.DialBackReply:
@@ -140,19 +138,3 @@ class PeersService:
 def _host(peer: str) -> str:
     """Of what gRPC calls a peer: `ipv4:127.0.0.1:5000`, or `ipv6:%5B::1%5D:5000`."""
     return peer.partition(":")[2].rpartition(":")[0].replace("%5B", "").replace("%5D", "") or peer
-
-
-def _answered(context: grpc.ServicerContext, work: Callable[[], R]) -> R:
-    try:
-        return work()
-    except ShoalError as error:
-        _abort(context, error)
-    except Exception as error:  # noqa: BLE001  (a bug in one call must not look like anything else to its caller)
-        log.get("peers").exception("a call failed", error=str(error))
-        _abort(context, BrokenInvariant(f"the node failed: {type(error).__name__}; its log says more"))
-
-
-def _abort(context: grpc.ServicerContext, error: ShoalError) -> NoReturn:
-    context.set_trailing_metadata(status.metadata_of(error))
-    context.abort(status.status_of(error), status.details_of(error))
-    raise error  # abort has raised; this line tells the type checker so

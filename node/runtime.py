@@ -25,6 +25,7 @@ from node import log, model, presence, status
 from node import network as networks
 from node import profile as profiles
 from node.bridge import Portal, in_thread
+from node.capacity import Capacity
 from node.certificate import Certificate
 from node.expert_port import ExpertPort
 from node.expert_service import ExpertService
@@ -46,6 +47,8 @@ from protos.ids import PeerId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import grpc
 
     from node.config import Config
     from node.hello import Caller
@@ -102,7 +105,7 @@ async def _main(config: Config, ready: Ready, progress: Progress, announce: bool
                 try:
                     await _Node(config, wire, served).serve(ready, announce, ended)
                 finally:
-                    wire.leave()  # a layer that waits for another node must not hold up its thread
+                    await in_thread(wire.leave)  # a layer that waits for another node must not hold up its thread
                     await in_thread(served.shutdown)
         finally:
             await in_thread(wire.close)
@@ -211,7 +214,8 @@ class _Node:
             load=self._load,
         )
         me = stage_pb2.Peer(peer_id=wire.me, address=wire.address)
-        self.host = StageHost(me, served.manifest, served.worker, served.holding.span, wire.links)
+        capacity = Capacity(*served.worker.capacity) if served.worker is not None else None
+        self.host = StageHost(me, served.manifest, served.worker, served.holding.span, wire.links, capacity=capacity)
         self.door = Door(self.peers, served.manifest, served.text, self.host, wire.links, self.gate, config)
         if wire.experts is not None:
             wire.experts.on_notice = self._notice
@@ -257,10 +261,11 @@ class _Node:
                 self._wire.identity,
                 plaintext=config.plaintext,
             ),
-            StageServices(self.host, self.door.mail, lanes, lambda context: caller_of(context).peer),
+            StageServices(self.host, self.door.mail, lanes, _peer),
             ExpertService(
                 served.manifest,
                 served.bank,
+                _peer,
                 pool=pools.experts,
                 streams_max=config.expert_streams_max,
                 queue_max=config.expert_queue_max,
@@ -312,6 +317,11 @@ async def _watch_stdin(ended: _Ended) -> None:
     while await in_thread(partial(os.read, 0, 4096), abandon=True):
         continue
     ended.end(status.EXIT_OK)
+
+
+def _peer(context: grpc.ServicerContext) -> PeerId:
+    """Who calls."""
+    return caller_of(context).peer
 
 
 def _address(host: str, port: int) -> str:

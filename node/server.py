@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import grpc
 
 from node.hello import Authentication
+from node.intake import READERS_MAX, Intake
 from node.link import SERVER_OPTIONS, server_credentials
 from protos.errors import PortInUse
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from node.config import Config
     from node.hello import Caller, Callers
 
-# Threads for calls that answer at once: Hello, records, Info.
+# Threads for calls that answer at once: Hello, records, Info.  Each pool of short calls and answers has READERS_MAX
+# more, for messages that have not come.
 CONTROL_THREADS = 4
 # Threads for opening and closing sessions, each of which waits for at most one batch.
 STAGE_THREADS = 4
@@ -45,15 +47,15 @@ class Pools:
 
     def __init__(self, config: Config) -> None:
         answers = config.sessions_max + config.queue_max
-        self.control = ThreadPoolExecutor(CONTROL_THREADS, thread_name_prefix="shoal-call")
-        self.stage = ThreadPoolExecutor(STAGE_THREADS, thread_name_prefix="shoal-session")
+        self.control = ThreadPoolExecutor(CONTROL_THREADS + READERS_MAX, thread_name_prefix="shoal-call")
+        self.stage = ThreadPoolExecutor(STAGE_THREADS + READERS_MAX, thread_name_prefix="shoal-session")
         self.steps = ThreadPoolExecutor(config.step_streams_max + REFUSAL_THREADS, thread_name_prefix="shoal-steps")
         self.experts = ThreadPoolExecutor(
             config.expert_streams_max + REFUSAL_THREADS, thread_name_prefix="shoal-calls-experts"
         )
-        self.clients = ThreadPoolExecutor(answers + REFUSAL_THREADS, thread_name_prefix="shoal-stream")
+        self.clients = ThreadPoolExecutor(answers + REFUSAL_THREADS + READERS_MAX, thread_name_prefix="shoal-stream")
         streams = answers + config.step_streams_max + config.expert_streams_max + 3 * REFUSAL_THREADS
-        self.calls_max = streams + SPARE_CALLS_MAX
+        self.calls_max = streams + 3 * READERS_MAX + SPARE_CALLS_MAX
 
     def shutdown(self) -> None:
         for pool in (self.clients, self.steps, self.experts, self.stage, self.control):
@@ -75,10 +77,11 @@ class Server:
         """`port`: in place of the configured one.  Raises PortInUse.  Without a certificate the wire is plaintext."""
         self._pools = pools
         self._streams = _PeerStreams()
+        self._intake = Intake()
         self._server = grpc.server(
             pools.control,
             options=SERVER_OPTIONS,
-            interceptors=[Authentication(callers, permit=permit), self._streams],
+            interceptors=[Authentication(callers, permit=permit), self._intake, self._streams],
             maximum_concurrent_rpcs=pools.calls_max,
         )
         self.port = _bind(self._server, config, config.port if port is None else port, certificate)
@@ -87,6 +90,7 @@ class Server:
     def start(self, services: Iterable[Service]) -> None:
         for service in services:
             service.add_to(self._server)
+        self._intake.start()
         self._server.start()
         self._started = True
 
@@ -96,10 +100,11 @@ class Server:
         Other nodes' streams, which no call's end would end, are cut at once: so their nodes look elsewhere now.
         """
         if not self._started:  # grpc would wait for ever for a server that never ran
-            self._server.start()
+            self.start(())
         stopped = self._server.stop(grace_s)
         self._streams.cut()
         stopped.wait()
+        self._intake.close()
         self._pools.shutdown()
 
 

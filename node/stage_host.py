@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
+    from node.capacity import Capacity
     from node.link import Links
     from node.place import Place
     from node.stage_wire import Result
@@ -79,6 +80,7 @@ class _Hosted:
     place: Place
     resume_key_sha256: bytes
     touched: float
+    positions: int = 0  # of KV, reserved
     running: int = 0  # steps in the worker
     # A step that failed has others of its feed behind it, which fail for that reason alone: the position at which the
     # next of them begins.  A new feed never begins there, since it begins below what has failed.
@@ -86,7 +88,10 @@ class _Hosted:
 
 
 class StageHost:
-    """`span`: the layers whose trunk is here, served whole.  `worker` is None on a node without trunk."""
+    """`span`: the layers whose trunk is here, served whole.  `worker` is None on a node without trunk.
+
+    `capacity`: what other nodes' doors share of it; None: whoever comes first takes what the worker gives.
+    """
 
     def __init__(
         self,
@@ -96,12 +101,14 @@ class StageHost:
         span: range,
         links: Links,
         *,
+        capacity: Capacity | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.me = PeerId(me.peer_id)
         self.manifest = manifest
         self.worker = worker
         self.span = span
+        self._capacity = capacity
         self._now = now
         self._sink: Callable[[Result], None] = _nobody
         self._rows_max = rows.count_max(manifest)
@@ -132,9 +139,10 @@ class StageHost:
             raise InvalidRequest("this node takes no hand-off, so it can stand by for no stage")
         place = self._place(request, caller)
         opening = read_open(request)
-        self._add(_Hosted(place, request.resume_key_sha256, self._now()))
+        hosted = _Hosted(place, request.resume_key_sha256, self._now(), request.positions)
+        self._add(hosted)
         opened = worker.open(opening)
-        opened.add_done_callback(lambda done: self._opened(place, done))
+        opened.add_done_callback(lambda done: self._opened(hosted, done))
         return futures.mapped(opened, lambda _: 0)
 
     def raise_epoch(self, request: pb.RaiseEpochRequest, caller: PeerId | None = None) -> Future[int]:
@@ -261,6 +269,9 @@ class StageHost:
                 raise InvalidRequest(f"session {session} is open already")
             if len(self._sessions) >= SESSIONS_MAX:
                 raise Overloaded(f"{SESSIONS_MAX} sessions are open here", retry_after_s=1.0)
+            if self._capacity is not None and hosted.place.door != self.me:
+                opened = [(other.place.door, other.positions) for other in self._sessions.values()]
+                self._capacity.check(hosted.place.door, hosted.positions, opened)
             self._sessions[session] = hosted
             if self._sweeper is None and (hosted.place.door != self.me or hosted.place.onward is not None):
                 self._sweeper = threading.Thread(target=self._keep_house, name="shoal-stage-host", daemon=True)
@@ -279,13 +290,15 @@ class StageHost:
         if place.onward is not None:
             self.onwards.forget(place.onward)
 
-    def _opened(self, place: Place, done: Future[None]) -> None:
+    def _opened(self, hosted: _Hosted, done: Future[None]) -> None:
         if done.exception() is None:
             return
         with self._lock:
-            hosted = self._sessions.pop(place.session, None)
-        if hosted is not None:
-            self._leave(hosted.place)
+            session = hosted.place.session
+            if self._sessions.get(session) is not hosted:
+                return  # closed meanwhile, and perhaps opened anew
+            del self._sessions[session]
+        self._leave(hosted.place)
 
     def _find(self, session: SessionId) -> _Hosted:
         try:

@@ -6,19 +6,18 @@ computing thread between two batches, and never for the network.  A stage and a 
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 
-from node import log, status
+from node.refusal import refusing
 from node.stage_wire import read_epoch, read_result
+from node.turnstile import Turnstile
 from protos import messages
 from protos import stage_pb2 as pb
-from protos.errors import BrokenInvariant, DeadlineExceeded, Overloaded, ShoalError
+from protos.errors import DeadlineExceeded, ShoalError
 from protos.ids import SessionId
 from protos.limits import ID_CHARS_MAX
 from protos.stage_pb2_grpc import (
@@ -40,7 +39,6 @@ T = TypeVar("T")
 
 # Of a call without a deadline of its own: as long as a door waits for one (node.stages).
 CALL_S = 10.0
-RETRY_AFTER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class StageServices:
     def __init__(
         self, host: StageHost, mail: Mail, lanes: Lanes, caller: Callable[[grpc.ServicerContext], PeerId]
     ) -> None:
-        self._streams = _Count(lanes.streams_max)
+        self._streams = Turnstile(lanes.streams_max, "steps and results")
         self._stage = _Stage(host, lanes, self._streams, caller)
         self._door = _Door(host, mail, lanes, self._streams, caller)
 
@@ -72,30 +70,6 @@ class StageServices:
         add_DoorServicer_to_server(cast("DoorServicer", self._door), server)
 
 
-class _Count:
-    """Streams that are open, of so many."""
-
-    def __init__(self, count_max: int) -> None:
-        self.count = 0
-        self._max = count_max
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        with self._lock:
-            if self.count >= self._max:
-                raise Overloaded(
-                    f"this node takes {self._max} streams of steps and results, and they are all open",
-                    retry_after_s=RETRY_AFTER_S,
-                )
-            self.count += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.count -= 1
-
-
 class _Call:
     """A short method with a thread pool of its own: grpc looks for that attribute."""
 
@@ -104,7 +78,7 @@ class _Call:
         self.experimental_thread_pool = pool
 
     def __call__(self, request: Any, context: grpc.ServicerContext) -> Any:
-        with _told(context):
+        with refusing(context, "stage"):
             return self._method(request, context)
 
 
@@ -116,27 +90,15 @@ class _Stream:
         self.experimental_thread_pool = pool
 
     def __call__(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        with _told(context):
+        with refusing(context, "stage"):
             yield from self._method(requests, context)
-
-
-@contextmanager
-def _told(context: grpc.ServicerContext) -> Iterator[None]:
-    """Whatever is raised ends the call with a typed error."""
-    try:
-        yield
-    except ShoalError as error:
-        _abort(context, error)
-    except Exception as error:  # noqa: BLE001  (a bug in one call must not look like anything else to its caller)
-        log.get("stage").exception("a call failed", error=str(error))
-        _abort(context, BrokenInvariant(f"the node failed: {type(error).__name__}; its log says more"))
 
 
 class _Stage:
     """What add_StageServicer_to_server takes."""
 
     def __init__(
-        self, host: StageHost, lanes: Lanes, count: _Count, caller: Callable[[grpc.ServicerContext], PeerId]
+        self, host: StageHost, lanes: Lanes, count: Turnstile, caller: Callable[[grpc.ServicerContext], PeerId]
     ) -> None:
         self._host = host
         self._count = count
@@ -170,7 +132,7 @@ class _Stage:
 
     def _steps(self, steps: Iterator[pb.Step], context: grpc.ServicerContext) -> Iterator[pb.StepAck]:
         caller = self._caller(context)
-        with self._count.one():
+        with self._count.one(caller, "Steps"):
             for step in _until_broken(steps):
                 try:
                     self._host.take(step, caller)
@@ -191,7 +153,7 @@ class _Door:
         host: StageHost,
         mail: Mail,
         lanes: Lanes,
-        count: _Count,
+        count: Turnstile,
         caller: Callable[[grpc.ServicerContext], PeerId],
     ) -> None:
         self._manifest = host.manifest
@@ -202,7 +164,7 @@ class _Door:
 
     def _deliver(self, results: Iterator[pb.StepResult], context: grpc.ServicerContext) -> Iterator[pb.DeliverRefusal]:
         caller = self._caller(context)
-        with self._count.one():
+        with self._count.one(caller, "Deliver"):
             self._mail.joined(caller)
             finished = False
             try:
@@ -238,10 +200,3 @@ def _wait(future: Future[T], context: grpc.ServicerContext) -> T:
         return future.result(CALL_S if left is None else left)
     except FutureTimeout:
         raise DeadlineExceeded("the stage is still busy with another batch") from None
-
-
-def _abort(context: grpc.ServicerContext, error: ShoalError) -> NoReturn:
-    """Ends the call with the error."""
-    context.set_trailing_metadata(status.metadata_of(error))
-    context.abort(status.status_of(error), status.details_of(error))
-    raise error  # abort has raised; this line tells the type checker so

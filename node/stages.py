@@ -94,11 +94,11 @@ class Stages:
 
     def close(self, at: At, session: SessionId, epoch: Epoch, after: Future[int] | None = None) -> Future[None]:
         """Frees the session there, in the background; `after` is the open or raise that may still be under way."""
-        if self.is_here(at):
-            return _local(partial(self._host.close, session, epoch))
         request = pb.CloseRequest(session_id=session, epoch=epoch_message(epoch))
 
         def begin(_: BaseException | None = None) -> Future[None]:
+            if self.is_here(at):
+                return _local(partial(self._host.close, session, epoch))
             return self._submit(self._closers, partial(self._close, at, request))
 
         return begin() if after is None else futures.after(after, begin)

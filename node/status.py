@@ -8,6 +8,7 @@ section 11.
 from __future__ import annotations
 
 import errno
+import math
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -203,7 +204,9 @@ def _texts(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:
 
 
 def _number(text: str | None) -> float | None:
+    """Another node's word: nothing where it is no number, or none that makes sense."""
     try:
-        return None if text is None else float(text)
+        number = math.nan if text is None else float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) and number >= 0 else None

@@ -7,13 +7,15 @@ which are gone.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import platformdirs
 import psutil
@@ -21,8 +23,14 @@ import psutil
 from node import process
 from protos.errors import InvalidRequest, Unavailable
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 FOLDERS_KEPT_MAX: Final = 8
 """Folders with logs of earlier testnets of one name."""
+
+LOCK_S: Final = 5.0
+"""For what others do under the lock, which takes milliseconds."""
 
 NAME: Final = "default"
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -75,16 +83,12 @@ def claim(name: str, model: str) -> Record:
     if not _NAME.fullmatch(name):
         raise InvalidRequest(f"--name is {name!r:.80}; it must be 1 to 32 of a-z, 0-9 and -")
     base().mkdir(mode=0o700, parents=True, exist_ok=True)
-    _sweep(name)
-    folder = _new_folder(name)
-    record = Record(name, str(folder), model, os.getpid())
-    try:
-        descriptor = os.open(_file(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        folder.rmdir()
-        raise InvalidRequest(f"testnet {name} is being started elsewhere; give this one another --name") from None
-    os.close(descriptor)
-    save(record)
+    with _alone():
+        _sweep(name)
+        if _file(name).exists():
+            raise InvalidRequest(f"testnet {name} is being started elsewhere; give this one another --name")
+        record = Record(name, str(_new_folder(name)), model, os.getpid())
+        save(record)
     return record
 
 
@@ -101,8 +105,6 @@ def load(name: str) -> Record | None:
         text = _file(name).read_text()
     except FileNotFoundError:
         return None
-    if not text:  # another command has just claimed it
-        return Record(name, "", "", os.getpid())
     try:
         found = json.loads(text)
         members = [Member(**{**entry, "hold": tuple(entry["hold"])}) for entry in found.pop("members")]
@@ -128,12 +130,19 @@ def choose(name: str | None) -> str:
 
 def forget(record: Record) -> None:
     """Its nodes are gone: what is left are logs."""
+    with _alone():
+        _forget(record)
+
+
+def _forget(record: Record) -> None:
+    """The file is another's if the name was claimed again meanwhile."""
     for member in record.members:
         Path(member.key).unlink(missing_ok=True)
-    if record.folder:
-        for key in Path(record.folder).glob("*.key"):
-            key.unlink(missing_ok=True)
-    _file(record.name).unlink(missing_ok=True)
+    for key in Path(record.folder).glob("*.key"):
+        key.unlink(missing_ok=True)
+    now = load(record.name)
+    if now is not None and now.folder == record.folder:
+        _file(record.name).unlink(missing_ok=True)
 
 
 def _sweep(name: str) -> None:
@@ -151,7 +160,25 @@ def _sweep(name: str) -> None:
             f"testnet {name} is being started by process {record.starter}: wait for it, "
             f"or 'shoal testnet down{_flag(name)}'"
         )
-    forget(record)
+    _forget(record)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """A block in which no other command claims or forgets a testnet.  Raises Unavailable if one takes too long."""
+    with base().with_suffix(".lock").open("ab") as file:
+        gives_up_at = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of when the file is closed
+                break
+            except BlockingIOError:
+                if time.monotonic() > gives_up_at:
+                    raise Unavailable("another command is starting or ending a testnet; try again") from None
+                time.sleep(0.01)
+            except OSError:  # a file system without locks: then two commands at one moment are the user's to avoid
+                break
+        yield
 
 
 def _flag(name: str) -> str:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from protos import inference_pb2 as protos_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/expert.proto\x12\x08shoal.v1\x1a\x16protos/inference.proto\"\xa0\x01\n\x0e\x43omputeRequest\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\r\n\x05layer\x18\x03 \x01(\r\x12\x13\n\x0bunit_hashes\x18\x04 \x03(\t\x12\x0c\n\x04rows\x18\x05 \x01(\x0c\x12\x11\n\tpair_rows\x18\x06 \x03(\r\x12\x14\n\x0cpair_experts\x18\x07 \x03(\r\x12\x13\n\x0bwait_ms_max\x18\x08 \x01(\r\"\x82\x01\n\x0c\x43omputeReply\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0e\n\x04rows\x18\x02 \x01(\x0cH\x00\x12\"\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x10.shoal.v1.FailedH\x00\x12\x11\n\twaited_us\x18\x04 \x01(\r\x12\x12\n\ncompute_us\x18\x05 \x01(\rB\t\n\x07outcome2I\n\x06\x45xpert\x12?\n\x07\x43ompute\x12\x18.shoal.v1.ComputeRequest\x1a\x16.shoal.v1.ComputeReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13protos/expert.proto\x12\x08shoal.v1\x1a\x16protos/inference.proto\"\xa0\x01\n\x0e\x43omputeRequest\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12\r\n\x05layer\x18\x03 \x01(\r\x12\x13\n\x0bunit_hashes\x18\x04 \x03(\t\x12\x0c\n\x04rows\x18\x05 \x01(\x0c\x12\x11\n\tpair_rows\x18\x06 \x03(\r\x12\x14\n\x0cpair_experts\x18\x07 \x03(\r\x12\x13\n\x0bwait_ms_max\x18\x08 \x01(\r\"\x95\x01\n\x0c\x43omputeReply\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0e\n\x04rows\x18\x02 \x01(\x0cH\x00\x12\"\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x10.shoal.v1.FailedH\x00\x12\x11\n\twaited_us\x18\x04 \x01(\r\x12\x12\n\ncompute_us\x18\x05 \x01(\r\x12\x11\n\tserved_us\x18\x06 \x01(\rB\t\n\x07outcome2I\n\x06\x45xpert\x12?\n\x07\x43ompute\x12\x18.shoal.v1.ComputeRequest\x1a\x16.shoal.v1.ComputeReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPUTEREQUEST']._serialized_start=58
   _globals['_COMPUTEREQUEST']._serialized_end=218
   _globals['_COMPUTEREPLY']._serialized_start=221
-  _globals['_COMPUTEREPLY']._serialized_end=351
-  _globals['_EXPERT']._serialized_start=353
-  _globals['_EXPERT']._serialized_end=426
+  _globals['_COMPUTEREPLY']._serialized_end=370
+  _globals['_EXPERT']._serialized_start=372
+  _globals['_EXPERT']._serialized_end=445
 # @@protoc_insertion_point(module_scope)

@@ -82,12 +82,15 @@ class ComputeReply(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     WAITED_US_FIELD_NUMBER: _builtins.int
     COMPUTE_US_FIELD_NUMBER: _builtins.int
+    SERVED_US_FIELD_NUMBER: _builtins.int
     call: _builtins.int
     rows: _builtins.bytes
     """a frame [pairs, H] in the model's dtype: row i is pair i, not weighted"""
     waited_us: _builtins.int
     """before it began"""
     compute_us: _builtins.int
+    served_us: _builtins.int
+    """from reading the call to the finished reply, the two above included"""
     @_builtins.property
     def failed(self) -> _inference_pb2.Failed: ...
     def __init__(
@@ -98,10 +101,11 @@ class ComputeReply(_message.Message):
         failed: _inference_pb2.Failed | None = ...,
         waited_us: _builtins.int = ...,
         compute_us: _builtins.int = ...,
+        served_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "outcome", b"outcome", "rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "compute_us", b"compute_us", "failed", b"failed", "outcome", b"outcome", "rows", b"rows", "waited_us", b"waited_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "compute_us", b"compute_us", "failed", b"failed", "outcome", b"outcome", "rows", b"rows", "served_us", b"served_us", "waited_us", b"waited_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["rows", "failed"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015

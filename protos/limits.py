@@ -173,6 +173,9 @@ TOKENS_MAX: Final = 4096
 TOKENS_OF_A_PEER_MAX: Final = 64
 """Of these, one peer's: each start of a command says Hello with its user's key. Beyond it the oldest ends."""
 
+HELLO_MESSAGE_BYTES_MAX: Final = 4 * KIB
+"""A Challenge or a Hello, which anybody may send: a Hello has 180 bytes."""
+
 PEERS_MESSAGE_BYTES_MAX: Final = 4 * MIB
 """A message of Peers: a thousand records of 4 KiB."""
 

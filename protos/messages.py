@@ -4,6 +4,7 @@ Pure. Law: each check raises InvalidRequest, naming the field, and touches nothi
 protos.frame, with the dtype and shape that the receiver expects.
 """
 
+import math
 from collections.abc import Sized
 from dataclasses import fields
 
@@ -67,6 +68,8 @@ def error(message: Failed) -> ShoalError:
     """The error that a message means. A code that we do not know, and a bug that is not ours, are a RemoteError."""
     text = message.message[:ERROR_MESSAGE_CHARS_MAX]
     retry_after_s = message.retry_after_s if message.HasField("retry_after_s") else None
+    if retry_after_s is not None and not 0 <= retry_after_s < math.inf:  # no time that anybody could wait
+        retry_after_s = None
     kind = by_code.get(message.code, RemoteError)
     if issubclass(kind, LocalError):
         kind = RemoteError

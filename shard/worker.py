@@ -77,6 +77,11 @@ class Worker:
         return self._stage.kv.bytes_used, self._stage.kv.bytes_max
 
     @property
+    def capacity(self) -> tuple[int, int]:
+        """Sessions that fit, and positions of all of them together."""
+        return self._sessions_max, self._stage.kv.bytes_max // max(1, self._stage.kv.bytes_per_position)
+
+    @property
     def sessions(self) -> int:
         return len(self._stage)
 

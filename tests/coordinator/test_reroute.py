@@ -48,18 +48,27 @@ from coordinator.session import (
     StepFailed,
     Tell,
     TokenArrived,
+    is_held_against,
 )
 from protos.errors import (
     BrokenInvariant,
+    ContextTooLong,
     DeadlineExceeded,
     ExpertsUnreachable,
     Fenced,
+    Gap,
+    InvalidRequest,
     NonFinite,
     Overloaded,
     PeerLost,
+    PermissionDenied,
+    RemoteError,
     ShoalError,
+    Unauthenticated,
     UnitMissing,
     UnknownSession,
+    WrongModel,
+    WrongPeer,
 )
 from protos.ids import PeerId
 
@@ -396,3 +405,30 @@ def test_the_error_of_a_wait_names_the_first_loss() -> None:
         tick(session)
         effects = fail(session, UnitMissing("none"), now=now)
     assert failure(effects) is LOST[FAR]
+
+
+@pytest.mark.parametrize(
+    ("error", "at_opening", "in_steps"),
+    [
+        (RemoteError("the stage's own bug"), True, True),
+        (NonFinite("NaN"), True, True),
+        (PeerLost("gone"), True, True),
+        (WrongModel("another one"), True, True),
+        (Overloaded("no room"), False, True),
+        (InvalidRequest("more positions than this stage ever has"), False, True),
+        (ContextTooLong("too long"), False, True),
+        (PermissionDenied("exchange records first"), False, True),
+        (UnknownSession("started again"), False, False),
+        (Unauthenticated("started again"), False, False),
+        (WrongPeer("started again"), False, False),
+        (Fenced("another door"), False, False),
+        (Gap(held=3), False, False),
+        (BrokenInvariant("a bug here"), False, False),
+    ],
+    ids=lambda given: getattr(given, "code", None),
+)
+def test_what_is_the_stage_s_fault_is_held_against_its_peer_and_what_is_the_answer_s_is_not(
+    error: ShoalError, at_opening: bool, in_steps: bool
+) -> None:
+    assert is_held_against(error, opening=True) is at_opening
+    assert is_held_against(error, opening=False) is in_steps

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # A script that starts an engine where none runs, and says where it is; `down` beside it stops it.
 BESIDE = Path(__file__).parents[3] / "shared" / "engine" / "up"
-START_S, SHORT_S = 300.0, 60.0  # to be installed and started; any other command
+START_S, SHORT_S = 600.0, 60.0  # to be installed and started; any other command
 
 
 class NoEngine(Exception):  # noqa: N818  (it is no failure)

@@ -36,8 +36,12 @@ ALL: list[tuple[str, What, str]] = [
     for what in ("kill", "freeze", "shape", "nan", "dtype", "bytes", "silence")
     for moment in MOMENTS
 ]
-ALL += [(family, "kill", moment) for family in ("deepseek_v3", "gpt_oss") for moment in MOMENTS]
-ALL += [(family, what, "early") for family in ("deepseek_v3", "gpt_oss") for what in ("freeze", "shape")]
+ALL += [
+    (family, what, moment)
+    for family in ("deepseek_v3", "gpt_oss")
+    for what in ("kill", "freeze", "shape")
+    for moment in MOMENTS
+]
 CASES = [
     pytest.param(case, id=" ".join(case), marks=() if case in FAST else pytest.mark.slow)
     for case in sorted(ALL, key=lambda case: (case not in FAST, case))

@@ -5,6 +5,7 @@ from concurrent.futures import Future
 
 import pytest
 import trio
+import trio.testing
 
 from node.bridge import Portal, Stream, await_future, in_thread
 
@@ -164,3 +165,11 @@ def test_a_portal_whose_trio_has_ended_starts_nothing() -> None:
     stream.abandon()
     with pytest.raises(ValueError, match="closed"):
         list(stream)
+
+
+def test_what_is_offered_to_a_thread_that_is_behind_is_dropped() -> None:
+    async def offer(stream: Stream[int]) -> None:
+        for item in range(5):
+            stream.offer(item)
+
+    assert stream_to_thread(offer) == [0, 1]

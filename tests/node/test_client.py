@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -183,3 +184,36 @@ def test_notices_of_a_door_come_through(door: ToyDoor) -> None:
     door.script.between[3] = notice("node abc is gone")
     events = list(doors(door.address).generate(REQUEST))
     assert [event.notice.message for event in events if event.HasField("notice")] == ["node abc is gone"]
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_node_that_says_nothing_is_given_up_and_the_next_one_asked(door: ToyDoor, at: int) -> None:
+    with ToyDoor(Script(silent_at=at)) as silent:
+        with Client(silent.address, silence_s=0.3) as client, pytest.raises(DeadlineExceeded, match="said nothing"):
+            list(client.generate(REQUEST))
+        several = Doors([Client(silent.address, silence_s=0.3), Client(door.address)], lambda _: None)
+        assert text(several.generate(REQUEST)) == WHOLE
+
+
+def test_heartbeats_keep_a_slow_answer_and_nobody_sees_them() -> None:
+    with ToyDoor(Script(heartbeats_at={0: 8, 4: 8})) as slow, Client(slow.address, silence_s=0.6) as client:
+        events = list(client.generate(REQUEST))
+    assert text(iter(events)) == WHOLE
+    assert {event.WhichOneof("event") for event in events} == {"started", "token", "finished"}
+
+
+def test_a_reader_may_take_its_time(door: ToyDoor) -> None:
+    with Client(door.address, silence_s=0.2) as client:
+        events = client.generate(REQUEST)
+        next(events)
+        threading.Event().wait(0.5)
+        assert text(events) == WHOLE
+
+
+def test_a_client_leaves_no_thread_when_its_reader_stops_early() -> None:
+    with ToyDoor() as door, Client(door.address) as client:
+        events = client.generate(REQUEST)
+        next(events)
+        assert any(thread.name == "shoal-silence" for thread in threading.enumerate())
+        events.close()
+        assert not any(thread.name == "shoal-silence" for thread in threading.enumerate())

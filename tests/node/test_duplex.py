@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from node import duplex
 from node.duplex import Duplex
 from protos.errors import BrokenInvariant, Overloaded, PeerLost, ShoalError, ShuttingDown
 
@@ -188,3 +189,15 @@ def test_our_own_bug_in_encoding_or_in_the_callback_ends_the_stream_and_is_told(
         receiving.replies.put = broken  # type: ignore[method-assign]
         receiving.open(channel.stream_stream(METHOD)).send(b"x")
         assert isinstance(receiving.why(), BrokenInvariant)
+
+
+def test_a_stream_whose_reason_cannot_be_told_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError
+
+    heard = Heard()
+    monkeypatch.setattr(duplex, "from_rpc", broken)
+    with grpc.insecure_channel("127.0.0.1:1") as channel:
+        stream = heard.open(channel.stream_stream(METHOD))
+        assert isinstance(heard.why(), BrokenInvariant)
+    assert not stream.alive

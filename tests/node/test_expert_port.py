@@ -23,6 +23,8 @@ from shard.experts import RowsLost
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shard.experts import Part
+
 ALL = range(8)
 EVEN, ODD = range(0, 8, 2), range(1, 8, 2)
 LOW, HIGH = range(4), range(4, 8)
@@ -151,6 +153,27 @@ def test_where_nobody_else_holds_them_a_slow_peer_is_waited_for(tiny: Tiny, monk
         assert not shoal.retried("b"), "it went nowhere else"
 
 
+def test_peers_that_answer_while_this_node_computes_for_longer_are_not_late(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Shoal(tiny, LOW, {"b": [4, 5], "c": [6, 7]}) as shoal:
+        shoal.check(8)
+        rows, inbox = shoal.bank.rows, shoal.port.streams._inbox
+
+        def slowly(layer: int, hidden: torch.Tensor, part: Part) -> torch.Tensor:
+            give_up, moment = time.monotonic() + WAIT_S, threading.Event()
+            while inbox.qsize() < 2 and time.monotonic() < give_up:
+                moment.wait(0.005)
+            return rows(layer, hidden, part)
+
+        monkeypatch.setattr(shoal.bank, "rows", slowly)
+        monkeypatch.setattr(shoal.health, "deadline_s", lambda *_: 0.0)
+        shoal.check(8)
+        assert not shoal.notices
+        assert [shoal.health.score(peer).calls_late for peer in (PEER, OTHER)] == [0, 0]
+        assert [shoal.calls(name) for name in ("b", "c")] == [2, 2]
+
+
 def with_rows(data: bytes) -> Callable[[pb.ComputeReply], pb.ComputeReply]:
     return lambda reply: pb.ComputeReply(call=reply.call, rows=data)
 
@@ -240,6 +263,26 @@ def test_a_peer_that_says_it_holds_what_it_does_not_is_passed_by(tiny: Tiny) -> 
         for seed in range(10):
             shoal.check(3, seed)
         assert shoal.calls("c")
+
+
+def test_a_peer_that_is_not_needed_for_a_while_is_left_without_blame_and_used_again(tiny: Tiny) -> None:
+    with Shoal(tiny, LOW, {"b": HIGH, "c": HIGH}) as shoal:
+        shoal.check(8)
+        record = shoal.records.pop(PEER)
+        until(lambda: PEER not in shoal.port.streams.peers(), lambda: shoal.check(2))
+        assert shoal.health.score(PEER).calls_failed == 0
+        assert shoal.health.state(PEER, time.monotonic()) is Health.ALIVE
+        shoal.records[PEER] = record
+        calls = shoal.calls("b")
+        until(lambda: shoal.calls("b") > calls, lambda: shoal.check(8))
+        assert not shoal.notices
+
+
+def until(holds: Callable[[], bool], do: Callable[[], None]) -> None:
+    give_up = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < give_up, "it never came to hold"
+        do()
 
 
 def test_a_layer_that_waits_ends_when_the_node_leaves(tiny: Tiny) -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 import torch
-from toy_experts import WAIT_S, Holder, Tiny
+from toy_experts import CALLER_KEY, WAIT_S, Holder, Tiny
 
 from node import rows as rows_wire
 from node.status import from_rpc
+from node.turnstile import STREAMS_OF_A_PEER_MAX
 from protos import expert_pb2 as pb
 from protos import frame, messages, units
 from protos.errors import Overloaded
@@ -31,9 +32,9 @@ def tiny() -> Tiny:
 class Stream:
     """A caller's stream of calls."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, caller: str) -> None:
         self._out: queue.SimpleQueue[pb.ComputeRequest | None] = queue.SimpleQueue()
-        self._call: Any = ExpertStub(channel).Compute(iter(self._out.get, None))
+        self._call: Any = ExpertStub(channel).Compute(iter(self._out.get, None), metadata=((CALLER_KEY, caller),))
 
     def begin(self) -> None:
         self._call.initial_metadata()
@@ -66,8 +67,8 @@ def holder(tiny: Tiny, experts: range = range(4), **limits: Any) -> Iterator[tup
     streams: list[Stream] = []
     with grpc.insecure_channel(f"127.0.0.1:{served.port}") as channel:
 
-        def stream() -> Stream:
-            streams.append(Stream(channel))
+        def stream(caller: str = "") -> Stream:
+            streams.append(Stream(channel, caller or f"caller {len(streams)}"))
             return streams[-1]
 
         yield served, stream
@@ -154,6 +155,18 @@ def test_a_stream_beyond_the_limit_is_refused_at_once_and_one_that_ends_makes_ro
         while served.service.streams > 1:
             waiting.wait(0.005)
         assert make().ask(request(tiny)).HasField("rows")
+
+
+def test_one_caller_does_not_take_the_streams_of_others(tiny: Tiny) -> None:
+    with holder(tiny) as (_, make):
+        for _ in range(STREAMS_OF_A_PEER_MAX):
+            make("greedy").begin()
+        with pytest.raises(grpc.RpcError) as refused:
+            make("greedy").ask(request(tiny))
+        error = from_rpc(refused.value, "here")
+        assert isinstance(error, Overloaded)
+        assert "one caller" in error.message
+        assert make("modest").ask(request(tiny)).HasField("rows")
 
 
 class Slow:

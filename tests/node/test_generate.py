@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import pytest
@@ -226,6 +227,31 @@ def test_a_node_that_leaves_tells_who_runs_and_who_waits_and_refuses_new_ones() 
     assert {end if isinstance(end, str) else type(end) for end in ends} == {"shutting_down", ShuttingDown}
     assert worker.open_sessions == {}
     assert at.gate.running == 0
+
+
+def test_a_client_is_told_that_its_node_leaves_before_the_stages_are_free() -> None:
+    worker, closed = ToyWorker(), Future[None]()
+    worker.stuck = True
+    worker.close = lambda *_: closed  # type: ignore[method-assign]
+    at = door(worker)
+    events: list[pb.GenerateEvent] = []
+
+    async def send(event: pb.GenerateEvent) -> None:
+        events.append(event)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(at.generate, request.read(by_ids(5, max_tokens=1), at.manifest, at.text), send)
+            await trio.testing.wait_all_tasks_blocked()
+            at.leave()
+            await trio.testing.wait_all_tasks_blocked()
+            assert [event.failed.code for event in events if event.HasField("failed")] == ["shutting_down"]
+            assert at.gate.running == 1
+            closed.set_result(None)
+
+    trio.run(main)
+    assert at.gate.running == 0
+    assert sum(event.HasField("failed") for event in events) == 1
 
 
 def test_a_hundred_answers_at_once_leave_nothing_behind() -> None:

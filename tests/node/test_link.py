@@ -16,8 +16,7 @@ from node import link as node_link
 from node.certificate import Certificate
 from node.hello import TOKEN_S, Authentication, caller_of
 from node.identity import Identity
-from node.link import CHANNEL_OPTIONS, SERVER_OPTIONS, Lane, Link, Links, Pin, connect, server_credentials
-from node.peers_service import PeersService
+from node.link import SERVER_OPTIONS, Lane, Link, Links, Pin, channel_options, connect, server_credentials
 from protos import peers_pb2 as pb
 from protos.errors import (
     InvalidRecord,
@@ -33,7 +32,7 @@ from protos.errors import (
 from protos.expert_pb2_grpc import ExpertStub, add_ExpertServicer_to_server
 from protos.ids import PeerId
 from protos.limits import STAGE_MESSAGE_BYTES_MAX
-from protos.peers_pb2_grpc import PeersStub, add_PeersServicer_to_server
+from protos.peers_pb2_grpc import PeersServicer, PeersStub, add_PeersServicer_to_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,14 +55,13 @@ def link(node: PeerNode) -> Iterator[Link]:
     made.close()
 
 
-def exchange(link: Link) -> pb.ExchangeReply:
-    return link.call(lambda channel: PeersStub(channel).Exchange, pb.ExchangeRequest(), timeout_s=5.0)
+def ask(link: Link) -> pb.SignedRecord:
+    return link.call(lambda channel: PeersStub(channel).Record, pb.RecordRequest(), timeout_s=5.0)
 
 
 def known(link: Link) -> None:
-    """The call was let in: a client without a record is refused by the handler itself."""
-    with pytest.raises(InvalidRecord, match=ME.peer[:8]):
-        exchange(link)
+    """The call was let in, and answered."""
+    assert ask(link).record
 
 
 def free_address() -> str:
@@ -112,7 +110,7 @@ def test_a_hello_that_says_another_certificate_than_the_connection_has_is_refuse
     link.close()
 
 
-class Relay:
+class Relay(PeersServicer):
     """A man in the middle: another certificate, and everything else forwarded."""
 
     def __init__(self, to: PeerNode, forged: pb.HelloReply | None = None) -> None:
@@ -146,8 +144,8 @@ class Relay:
             context.abort(error.code(), error.details())
             raise
 
-    def Exchange(self, request: object, context: grpc.ServicerContext) -> None:  # noqa: N802
-        self.seen.append("Exchange")
+    def Record(self, request: object, context: grpc.ServicerContext) -> None:  # noqa: N802
+        self.seen.append("Record")
 
     def close(self) -> None:
         self._to.close()
@@ -235,7 +233,7 @@ def test_no_call_but_challenge_and_hello_passes_without_a_token(node: PeerNode, 
         assert len(stub.Challenge(pb.ChallengeRequest(), timeout=5.0).nonce) == 32
         assert refusal(lambda: stub.Hello(pb.HelloRequest(), timeout=5.0))[1] == "invalid_request"
         told = (grpc.StatusCode.UNAUTHENTICATED, "unauthenticated")
-        assert refusal(lambda: stub.Exchange(pb.ExchangeRequest(), metadata=metadata, timeout=5.0)) == told
+        assert refusal(lambda: stub.Record(pb.RecordRequest(), metadata=metadata, timeout=5.0)) == told
         for method in ("/shoal.v1.Nowhere/To", "/shoal.v1.Peers/challenge", "/shoal.v1.Inference/Info"):
             call = channel.unary_unary(method)
             assert refusal(lambda call=call: call(b"", metadata=metadata, timeout=5.0)) == told
@@ -247,7 +245,7 @@ def test_no_call_but_challenge_and_hello_passes_without_a_token(node: PeerNode, 
 
 def test_a_refused_call_is_refused_before_its_message_is_read(node: PeerNode) -> None:
     with secure(node) as channel:
-        call = channel.unary_unary("/shoal.v1.Peers/Exchange")
+        call = channel.unary_unary("/shoal.v1.Peers/Record")
         assert refusal(lambda: call(b"\xff" * 1024, timeout=5.0))[1] == "unauthenticated"
 
 
@@ -269,7 +267,7 @@ def test_the_interceptor_keeps_a_methods_own_thread_pool_and_says_who_calls() ->
 
         server = grpc.server(ThreadPoolExecutor(1), interceptors=[Authentication(node.callers)])
         add_ExpertServicer_to_server(Experts(), server)  # type: ignore[arg-type]
-        PeersService(node.callers, node.peers).add_to(server)
+        node.service.add_to(server)
         port = server.add_secure_port("127.0.0.1:0", server_credentials(node.certificate))
         server.start()
         link = connect(ME, f"127.0.0.1:{port}")
@@ -293,8 +291,7 @@ def test_what_nodes_ask_is_for_nodes_with_a_record() -> None:
             list(ExpertStub(link.channel(Lane.EXPERTS)).Compute(iter(()), metadata=link.metadata(), timeout=5.0))
 
         assert refusal(compute) == (grpc.StatusCode.PERMISSION_DENIED, PermissionDenied.code)
-        request = friend.peers.request(friend.peers._random)
-        assert len(link.call(lambda channel: PeersStub(channel).Exchange, request, timeout_s=5.0).records) == 2
+        friend.peers.gossip._exchange(link)
         assert refusal(compute)[0] is grpc.StatusCode.UNIMPLEMENTED
         link.close()
 
@@ -346,7 +343,7 @@ def test_a_token_that_the_peer_forgot_is_renewed_by_the_call_itself(node: PeerNo
 def test_a_peer_that_takes_no_token_is_asked_twice_and_not_more(node: PeerNode, link: Link) -> None:
     node.callers.caller = deny = Denying()  # type: ignore[method-assign]
     with pytest.raises(Unauthenticated):
-        exchange(link)
+        ask(link)
     assert deny.times == 2
 
 
@@ -420,11 +417,11 @@ def test_a_closed_link_is_a_lost_peer(link: Link) -> None:
     with pytest.raises(PeerLost):
         link.channel(Lane.STEPS)
     with pytest.raises(PeerLost):
-        exchange(link)
+        ask(link)
 
 
 def test_both_sides_take_the_largest_message_and_pings_as_often_as_they_come() -> None:
-    caller, server = dict(CHANNEL_OPTIONS), dict(SERVER_OPTIONS)
+    caller, server = dict(channel_options(Lane.STEPS)), dict(SERVER_OPTIONS)
     for options in (caller, server):
         assert options["grpc.max_receive_message_length"] == STAGE_MESSAGE_BYTES_MAX
         assert options["grpc.http2.ping_timeout_ms"] == options["grpc.keepalive_timeout_ms"] == 5000
@@ -466,7 +463,7 @@ def test_a_restarted_peer_gets_a_new_link_as_soon_as_somebody_checks(node: PeerN
         links.check(node.peer, 5.0)
     with PeerNode(identity=node.identity, port=node.port) as again:
         with pytest.raises(ShoalError):
-            exchange(old)
+            ask(old)
         assert links.check(node.peer, 5.0)
         new = links.to(node.peer)
         assert new is not old
@@ -476,7 +473,7 @@ def test_a_restarted_peer_gets_a_new_link_as_soon_as_somebody_checks(node: PeerN
         links.learn(node.peer, again.address, again.sha256)
         known(links.to(node.peer))
         with pytest.raises(ShoalError):  # not ValueError, as of a closed channel
-            exchange(old)
+            ask(old)
     links.close()
 
 
@@ -486,7 +483,7 @@ def test_a_peer_that_comes_back_is_reached_again_within_about_a_second(node: Pee
     node.stop()
     for _ in range(20):
         with pytest.raises(ShoalError):
-            exchange(link)
+            ask(link)
     again = PeerNode(identity=node.identity, port=node.port, certificate=node.certificate)
     began = time.monotonic()
     eventually(lambda: is_reached(link))
@@ -497,7 +494,7 @@ def test_a_peer_that_comes_back_is_reached_again_within_about_a_second(node: Pee
 
 def is_reached(link: Link) -> bool:
     try:
-        exchange(link)
+        ask(link)
     except InvalidRecord:
         return True
     except ShoalError:

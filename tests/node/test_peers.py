@@ -23,7 +23,7 @@ from node.network import open_network, permissioned
 from node.peers_service import SYNC_BURST
 from node.record import Held
 from protos import peers_pb2 as pb
-from protos.errors import GrantMissing, InvalidRequest, Overloaded, PermissionDenied, ShoalError, WrongNetwork
+from protos.errors import GrantMissing, InvalidRequest, Overloaded, PeerLost, PermissionDenied, ShoalError, WrongNetwork
 from protos.limits import DIAL_BACKS_AT_ONCE_MAX, PEERS_MESSAGE_BYTES_MAX
 from protos.peers_pb2_grpc import PeersStub
 
@@ -254,7 +254,7 @@ def test_the_record_of_a_node_and_of_its_peers_can_be_asked_for() -> None:
                 lambda channel: PeersStub(channel).Record, pb.RecordRequest(peer_id=asked), timeout_s=5.0
             )
             assert signed.SerializeToString() == one.peers.roster.signed_of(expected)
-        with pytest.raises(InvalidRequest, match="no record"):
+        with pytest.raises(PeerLost, match="no record"):
             link.call(lambda channel: PeersStub(channel).Record, pb.RecordRequest(peer_id="b" * 52), timeout_s=5.0)
         link.close()
 

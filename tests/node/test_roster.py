@@ -6,6 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
+from node.reach import TRIES_MAX
 
 from coordinator.health import PeerHealth
 from coordinator.view import Health
@@ -13,7 +14,6 @@ from node.hello import Caller
 from node.identity import Identity
 from node.link import Links
 from node.network import open_network
-from node.reach import TRIES_MAX
 from node.record import Held, read
 from node.roster import RECORD_S, About, Roster
 from protos import peers_pb2 as pb

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import grpc
@@ -11,6 +12,7 @@ import pytest
 from toy_node import answer, by_ids, text_files
 from toy_server import Node, raw
 
+from node import heartbeat
 from node.client import Client
 from protos.errors import InvalidRequest, Overloaded, PeerLost, PortInUse, ShuttingDown
 from protos.inference_pb2_grpc import InferenceStub
@@ -237,3 +239,29 @@ def test_more_calls_than_a_server_takes_are_refused_at_once() -> None:
         assert {call.code() for call in calls if call.done()} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         node.worker.counting.set()
         assert sum(call.exception() is None for call in calls) == len(calls) - 10
+
+
+def test_a_heartbeat_comes_while_there_is_nothing_else_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.05)
+    with Node(sessions_max=1) as node, Client(node.address) as client:
+        node.worker.stuck = True
+        channel, metadata = raw(client)
+        first, second = (InferenceStub(channel).Generate(by_ids(5, max_tokens=2), metadata=metadata) for _ in range(2))
+        kinds = [next(first).WhichOneof("event") for _ in range(4)]
+        assert kinds == ["started", "heartbeat", "heartbeat", "heartbeat"]
+        assert [next(second).WhichOneof("event") for _ in range(3)] == ["heartbeat"] * 3  # it waits for a place
+        first.cancel()
+        second.cancel()
+
+
+def test_nothing_comes_after_the_end_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.05)
+    closing: Future[None] = Future()
+    with Node() as node, Client(node.address) as client:
+        monkeypatch.setattr(node.worker, "close", lambda *_: closing)  # the stage is busy with another batch
+        channel, metadata = raw(client)
+        call = InferenceStub(channel).Generate(by_ids(5, max_tokens=2), metadata=metadata)
+        while next(call).WhichOneof("event") != "finished":
+            pass
+        threading.Timer(0.5, closing.set_result, (None,)).start()
+        assert list(call) == []

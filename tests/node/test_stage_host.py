@@ -11,6 +11,7 @@ import torch
 from toy_node import manifest
 
 from node import rows, stage_host
+from node.capacity import Capacity
 from node.deliveries import DOOR_LOST_S
 from node.identity import Identity
 from node.link import Links
@@ -96,14 +97,14 @@ def _done(value: Any) -> Future[Any]:
 class Host:
     """One that holds everything, with a clock of its own; `told` is what its own door hears."""
 
-    def __init__(self, span: range = range(2), worker: Any = "hand") -> None:
+    def __init__(self, span: range = range(2), worker: Any = "hand", capacity: Capacity | None = None) -> None:
         self.worker = Hand()
         self.now = 0.0
         self.told: list[Any] = []
         self.links = Links(Identity.create(), plaintext=True, timeout_s=0.2)
         me = pb.Peer(peer_id=ME, address="127.0.0.1:1")
         taken = self.worker if worker == "hand" else worker
-        self.host = StageHost(me, manifest(), taken, span, self.links, now=lambda: self.now)
+        self.host = StageHost(me, manifest(), taken, span, self.links, capacity=capacity, now=lambda: self.now)
         self.host.deliver_to(self.told.append)
 
 
@@ -187,6 +188,26 @@ def test_8_1_an_open_that_the_worker_refuses_leaves_nothing(host: Host) -> None:
     host.worker.opening.set_exception(Overloaded("KV is full"))
     with pytest.raises(Overloaded):
         opened.result()
+    assert len(host.host) == 0
+
+
+def test_8_1_an_open_that_fails_after_its_close_leaves_the_session_that_was_opened_anew(host: Host) -> None:
+    host.worker.opening = first = Future()
+    host.host.open(opening())
+    host.host.close(S, Epoch(1, ME))
+    host.worker.opening = second = Future()
+    host.host.open(opening())
+    first.set_exception(Overloaded("KV is full"))
+    second.set_result(None)
+    assert len(host.host) == 1
+    feed(host, step())
+
+
+def test_8_1_an_open_that_fails_after_its_epoch_was_raised_leaves_nothing(host: Host) -> None:
+    host.worker.opening = Future()
+    host.host.open(opening())
+    host.host.raise_epoch(raising())
+    host.worker.opening.set_exception(Overloaded("KV is full"))
     assert len(host.host) == 0
 
 
@@ -428,3 +449,45 @@ def _eventually(holds: Callable[[], bool]) -> None:
             return
         waiting.wait(0.005)
     raise AssertionError("it never came to hold")
+
+
+def remote(session: str, door: PeerId, positions: int = 10) -> pb.OpenRequest:
+    return opening(session, door, positions=positions, route=route(door))
+
+
+@pytest.fixture
+def shared() -> Iterator[Host]:
+    made = Host(capacity=Capacity(sessions=100, positions=80))
+    yield made
+    made.host.shutdown()
+    made.links.close()
+
+
+def test_a_door_leaves_the_last_part_of_a_stage_to_those_that_have_none(shared: Host) -> None:
+    """Eight parts of ten positions: seven are for whoever comes, also with what the worker has not opened yet."""
+    host, other = shared.host, PeerId("other")
+    shared.worker.opening = Future()
+    for number in range(7):
+        host.open(remote(f"a{number}", DOOR), DOOR)
+    with pytest.raises(Overloaded, match="kept for doors"):
+        host.open(remote("a7", DOOR), DOOR)
+    host.open(remote("b", other), other)
+    with pytest.raises(Overloaded):
+        host.open(remote("b1", other, 4), other)
+    host.open(opening("own"))  # this node's own door has a gate of its own
+    host.close(SessionId("a0"), Epoch(1, DOOR), DOOR)
+    host.close(SessionId("own"), Epoch(1, ME))
+    with pytest.raises(Overloaded):
+        host.open(remote("b1", other, 4), other)
+    host.close(SessionId("a1"), Epoch(1, DOOR), DOOR)
+    host.open(remote("b1", other), other)
+
+
+def test_a_first_session_may_be_of_any_size_and_sessions_are_shared_too() -> None:
+    capacity = Capacity(sessions=4, positions=80)
+    capacity.check(DOOR, 80, [])
+    capacity.check(DOOR, 80, [(PeerId("other"), 1)])
+    capacity.check(DOOR, 1, [(DOOR, 1)] * 2)
+    with pytest.raises(Overloaded):
+        capacity.check(DOOR, 1, [(DOOR, 1)] * 3)
+    capacity.check(DOOR, 1, [(PeerId("other"), 1)] * 3)

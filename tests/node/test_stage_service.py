@@ -19,6 +19,7 @@ from node.link import Lane, Link, Links
 from node.mail import Mail
 from node.stage_wire import StageFailed, StageNotice
 from node.status import from_rpc
+from node.turnstile import STREAMS_OF_A_PEER_MAX
 from protos import stage_pb2 as pb
 from protos.epoch import Epoch
 from protos.errors import Gap, InvalidRequest, Overloaded, PeerLost, PermissionDenied, UnknownSession
@@ -86,6 +87,24 @@ def test_one_stream_too_many_is_refused_at_once_and_short_calls_still_run(swarm:
     stranger.link.call(lambda channel: StageStub(channel).Close, close, timeout_s=5.0)
     stranger.close()
     eventually(lambda: node.services.streams == 0)
+
+
+def test_one_caller_does_not_take_the_streams_of_others(swarm: Swarm) -> None:
+    node = swarm.node(range(LAYERS))
+    greedy, modest = Stranger(node), Stranger(node)
+    door = DoorStub(greedy.link.channel(Lane.STEPS))
+    for method in (greedy.stage.Steps, door.Deliver):
+        for _ in range(STREAMS_OF_A_PEER_MAX):
+            greedy.stream(method)
+    eventually(lambda: node.services.streams == 2 * STREAMS_OF_A_PEER_MAX)
+    for method in (greedy.stage.Steps, door.Deliver):
+        with pytest.raises(grpc.RpcError) as refused:
+            next(greedy.stream(method))
+        assert isinstance(from_rpc(refused.value, ""), Overloaded)
+    modest.stream(modest.stage.Steps)
+    eventually(lambda: node.services.streams == 2 * STREAMS_OF_A_PEER_MAX + 1)
+    for stranger in (greedy, modest):
+        stranger.close()
 
 
 def test_only_the_door_of_a_session_may_touch_it(swarm: Swarm) -> None:

@@ -244,6 +244,31 @@ def test_a_feed_whose_experts_nobody_answers_in_the_middle_is_fed_again(victim: 
         assert [notice.code for notice in notices(events)] == ["experts_unreachable"]
 
 
+def test_a_stage_whose_own_bug_breaks_a_step_is_not_asked_by_the_next_answers() -> None:
+    with Swarm() as swarm:
+        swarm.node(range(2))
+        broken = swarm.node(range(2, LAYERS))
+        door = swarm.node()
+        spare = swarm.node(range(2, LAYERS), known=False)
+        failed: list[int] = []
+
+        def failing(made: Step) -> Future[StepResult]:
+            swarm.records[spare.peer] = record(spare, range(2, LAYERS))
+            failed.append(made.start)
+            future: Future[StepResult] = Future()
+            future.set_exception(ZeroDivisionError("a bug of this stage"))
+            return future
+
+        broken.worker.step = failing  # type: ignore[method-assign]
+        events = run(door, PROMPT, 3)
+        assert ids(events) == expected(PROMPT, 3)
+        assert [(notice.code, notice.peer_id) for notice in notices(events)] == [("remote_error", broken.peer)]
+        for _ in range(6):
+            assert not notices(run(door, PROMPT, 2))
+        assert failed == [0]
+        assert "a bug of this stage" in door.known.health.score(broken.peer).last_error
+
+
 def test_when_all_is_stopped_no_thread_stays() -> None:
     with Swarm() as swarm:
         for node in (swarm.node(range(2)), swarm.node(range(2, LAYERS)), swarm.node()):

@@ -122,11 +122,12 @@ def test_what_grpc_says_by_itself_is_named_too(code: grpc.StatusCode, kind: type
     assert "socket closed" in arrived.message
 
 
-def test_metadata_that_is_no_number_is_ignored() -> None:
-    call = Call(
-        grpc.StatusCode.RESOURCE_EXHAUSTED, "full", (("shoal-code", "overloaded"), ("shoal-retry-after-s", "soon"))
-    )
-    assert status.from_rpc(call, "here").retry_after_s is None
+@pytest.mark.parametrize("said", ["soon", "", "nan", "inf", "-inf", "1e999", "-1"])
+def test_metadata_that_is_no_number_is_ignored(said: str) -> None:
+    trailing = (("shoal-code", "gap"), ("shoal-retry-after-s", said), ("shoal-held", said))
+    error = status.from_rpc(Call(grpc.StatusCode.FAILED_PRECONDITION, "full", trailing), "here")
+    assert isinstance(error, Gap)
+    assert (error.held, error.retry_after_s) == (0, None)
 
 
 def test_an_error_without_a_call_is_ours() -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -342,6 +343,54 @@ def test_a_claim_is_never_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     testnet_state.claim("default", "m")
     with pytest.raises(InvalidRequest, match="is being started elsewhere"):
         testnet_state.claim("default", "m")
+
+
+def test_of_commands_at_one_moment_one_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits, where it has found a testnet that is gone, for all others to have come as far as they can."""
+    gone = testnet_state.claim("default", "m")
+    gone.starter = -1
+    testnet_state.save(gone)
+    # Each thread is a command.
+    monkeypatch.setattr(psutil, "pid_exists", lambda pid: pid != gone.starter)
+    monkeypatch.setattr(os, "getpid", threading.get_native_id)
+    barrier = threading.Barrier(4)
+    forget = testnet_state._forget
+
+    def slowly(record: Record) -> None:
+        with suppress(threading.BrokenBarrierError):
+            barrier.wait(0.5)
+        forget(record)
+
+    monkeypatch.setattr(testnet_state, "_forget", slowly)
+    won: list[Record] = []
+
+    def claim() -> None:
+        with suppress(Unavailable):
+            won.append(testnet_state.claim("default", "m"))
+
+    commands = [threading.Thread(target=claim) for _ in range(4)]
+    for command in commands:
+        command.start()
+    for command in commands:
+        command.join()
+    (record,) = won
+    assert testnet_state.load("default") == record
+
+
+def test_who_forgets_a_testnet_leaves_the_one_that_took_its_name() -> None:
+    old = testnet_state.claim("default", "m")
+    testnet_state.forget(old)
+    new = testnet_state.claim("default", "m")
+    testnet_state.forget(old)
+    assert testnet_state.load("default") == new
+
+
+def test_a_command_that_holds_the_lock_for_too_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testnet_state, "LOCK_S", 0.05)
+    testnet_state.claim("other", "m")
+    with testnet_state._alone(), pytest.raises(Unavailable, match="another command"):
+        testnet_state.claim("default", "m")
+    assert testnet_state.claim("default", "m").folder
 
 
 def test_ports_that_are_taken_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:

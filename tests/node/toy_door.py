@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ class Script:
     between: dict[int, pb.GenerateEvent] = field(default_factory=dict)
     refuses: ShoalError | None = None
     fails: tuple[int, ShoalError] | None = None  # after so many words
+    heartbeat_s: float = 0.1
+    silent_at: int | None = None  # before the word of that number it says nothing until it is stopped
+    heartbeats_at: dict[int, int] = field(default_factory=dict)  # before a word, so many
     vanishes_after: int | None = None  # the node is gone after so many words
     peers: pb.PeersReply = field(default_factory=pb.PeersReply)
     template: bool = True
@@ -65,6 +69,7 @@ class ToyDoor(InferenceServicer, PeersServicer):
         self.identity = identity or Identity.create()
         self.asked: list[pb.GenerateRequest] = []
         self.callers: set[str] = set()
+        self.pause = threading.Event()
         certificate = None if plaintext else Certificate.make(time.time())
         self._known = Callers(self.identity, certificate.sha256 if certificate else None)
         self._pool = ThreadPoolExecutor(8)
@@ -79,6 +84,7 @@ class ToyDoor(InferenceServicer, PeersServicer):
         self._server.start()
 
     def stop(self) -> None:
+        self.pause.set()
         self._server.stop(None).wait(20)
         self._pool.shutdown(wait=True)
 
@@ -119,6 +125,11 @@ class ToyDoor(InferenceServicer, PeersServicer):
             context.abort(status.status_of(script.refuses), script.refuses.message)
         yield pb.GenerateEvent(started=pb.Started(session_id="s", model_id=script.model, prompt_tokens=5))
         for number, word in enumerate(script.words):
+            for _ in range(script.heartbeats_at.get(number, 0)):
+                self.pause.wait(script.heartbeat_s)
+                yield pb.GenerateEvent(heartbeat=pb.Heartbeat())
+            if script.silent_at == number:
+                self.pause.wait()
             if number in script.between:
                 yield script.between[number]
             if script.fails is not None and script.fails[0] == number:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from protos import expert_pb2 as pb
 
 ME = PeerId("me")
+CALLER_KEY = "toy-caller"
 WAIT_S = 20.0
 
 
@@ -113,7 +114,7 @@ class Holder:
         """Serves, also again after `stop`, at the same port."""
         self._pool = ThreadPoolExecutor(8)
         self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
-        self.service = ExpertService(self._tiny.manifest, self._bank, **self._limits)
+        self.service = ExpertService(self._tiny.manifest, self._bank, _caller, **self._limits)
         inner = self.service.compute
         self.service.compute = lambda requests, context: self._compute(inner, requests, context)  # type: ignore[method-assign]
         self.service.add_to(self._server)
@@ -135,6 +136,12 @@ class Holder:
             self.calls.append(request)
             self.begun.release()
             yield request
+
+
+def _caller(context: grpc.ServicerContext) -> PeerId:
+    """Whom the call names, without proof."""
+    named = dict(context.invocation_metadata())
+    return PeerId(named.get(CALLER_KEY, context.peer()))
 
 
 class ToyLink:

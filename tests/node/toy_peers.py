@@ -14,6 +14,7 @@ from coordinator.health import PeerHealth
 from node.certificate import Certificate
 from node.hello import Authentication, Callers
 from node.identity import Identity
+from node.intake import Intake
 from node.link import SERVER_OPTIONS, Links, server_credentials
 from node.network import Network, open_network
 from node.peers import About, Peers, Places
@@ -56,8 +57,12 @@ class PeerNode:
         self.sha256 = self.certificate.sha256 if self.certificate else None
         self.callers = Callers(self.identity, self.sha256)
         self.pool = ThreadPoolExecutor(4)
+        self._intake = Intake()
+        self._intake.start()
         self.server = grpc.server(
-            self.pool, options=SERVER_OPTIONS, interceptors=[Authentication(self.callers, permit=self._permit)]
+            self.pool,
+            options=SERVER_OPTIONS,
+            interceptors=[Authentication(self.callers, permit=self._permit), self._intake],
         )
         self.udp = Udp("127.0.0.1", port)
         self.port = self._bind(f"127.0.0.1:{self.udp.port}")
@@ -125,6 +130,7 @@ class PeerNode:
         self.links.close()
         self.udp.close()
         self.server.stop(None).wait(20)
+        self._intake.close()
         self.pool.shutdown(wait=True)
 
     def __enter__(self) -> PeerNode:

@@ -1,7 +1,6 @@
 """A swarm in one process: hosts of spans of a tiny random model, over real gRPC on loopback with Hello, and doors.
 
-Law: what computes and what carries is the node's own; only the exchange of records is a table here, and a peer that a
-door saw failing is dead to that door.
+Law: what computes, what carries and what judges is the node's own; only the exchange of records is a table here.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ import torch
 import trio
 
 from coordinator.admission import Admission
-from coordinator.view import Health, Record, View
+from coordinator.health import PeerHealth
+from coordinator.view import Record, View
 from node import request
 from node.config import Config
 from node.gate import Gate
@@ -123,16 +123,19 @@ class Known:
         self.me = me
         self.address = address
         self._swarm = swarm
-        self._dead: set[PeerId] = set()
+        self.health = PeerHealth()
 
     def view(self, _: object) -> View:
-        return View(dict(self._swarm.records), health=dict.fromkeys(self._dead, Health.DEAD))
+        now = time.monotonic()
+        return View(
+            dict(self._swarm.records), health={peer: self.health.standing(peer, now) for peer in self._swarm.records}
+        )
 
     def failed(self, peer: PeerId, error: ShoalError) -> None:
-        self._dead.add(peer)
+        self.health.failed(peer, error, time.monotonic())
 
     def heard(self, peer: PeerId) -> None:
-        self._dead.discard(peer)
+        self.health.heard(peer, time.monotonic())
 
 
 class Node:
@@ -204,8 +207,8 @@ class Hello(PeersServicer):
     def Hello(self, request: Any, context: Any) -> Any:  # noqa: N802
         return self._callers.hello(request, time.time())
 
-    def Exchange(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return peers_pb2.ExchangeReply()
+    def Record(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return peers_pb2.SignedRecord()
 
 
 async def ask(

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -207,3 +208,5 @@ def test_an_errors_message_is_cut_at_its_limit():
     assert len(messages.failed(Overloaded(long)).message) == limits.ERROR_MESSAGE_CHARS_MAX
     assert len(str(messages.error(Failed(code="overloaded", message=long)))) == limits.ERROR_MESSAGE_CHARS_MAX
     assert messages.error(messages.failed(DeadlineExceeded("late"))).retry_after_s is None
+    for number in (math.nan, math.inf, -1.0):
+        assert messages.error(Failed(code="overloaded", retry_after_s=number)).retry_after_s is None

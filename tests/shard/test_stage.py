@@ -31,6 +31,7 @@ from shard.batch import Chunk, Step
 from shard.body import Body
 from shard.experts import ExpertBank, RowsLost
 from shard.stage import OpenSession, Stage, StepResult
+from shard.worker import Worker
 
 VOCAB, HIDDEN, CONTEXT = 128, 32, 512
 ONE, TWO = SessionId("one"), SessionId("two")
@@ -189,7 +190,10 @@ def test_a_request_that_makes_no_sense_holds_nothing(stage: Stage, changes: dict
 
 def test_a_session_that_finds_the_kv_full_is_not_open_and_a_close_makes_room(tiny: Any) -> None:
     per_position = make_stage(tiny)[0].kv.bytes_per_position
-    stage, _ = make_stage(tiny, kv_bytes_max=40 * per_position)
+    stage, _ = make_stage(tiny, kv_bytes_max=40 * per_position + 1)
+    worker = Worker(stage, sessions_max=3)
+    assert worker.capacity == (3, 40)
+    worker.shutdown()
     stage.open(open_request(ONE, positions=29))
     with pytest.raises(Overloaded):
         stage.open(open_request(TWO, positions=37))
