@@ -88,6 +88,9 @@ STRANGERS_MAX: Final = 64
 GREETINGS_AT_ONCE_MAX: Final = 16
 """Newcomers that are pinged at once; the others wait for the next round."""
 
+REVOCATIONS_FANOUT: Final = 3
+"""Push-pulls that a new revocation list begins at each node that hears of it."""
+
 ROUND_S: Final = 0.5
 """Between two looks at what only time brings: records that expire or are due, newcomers that have not answered."""
 
@@ -138,6 +141,7 @@ class Gossip:
         self._pings: dict[PeerHash, threading.Event] = {}
         self._hosts: Rates[str] = Rates(HOST_PER_S, 2 * HOST_PER_S, SENDERS_MAX)
         self._senders: Rates[PeerHash] = Rates(SENDER_PER_S, 2 * SENDER_PER_S, SENDERS_MAX)
+        self._spread = roster.revocations
         self._sleeps_until = math.inf
         self._all_said = trio.Event()
         self._wake: Inbox[None] | None = None
@@ -260,10 +264,22 @@ class Gossip:
                 self.handle(RecordIssued(self._roster.sequence))
             for peer in gone:
                 self.handle(Forget(hash_of(peer)))
+            self._spread_revocations()
             for peer in self._roster.unanswered(self._random, GREETINGS_AT_ONCE_MAX):
                 self.handle(Greet(hash_of(peer)))
             # Spread, so that nodes that were started together do not stay in step.
             await trio.sleep(ROUND_S * self._random.uniform(0.75, 1.25))
+
+    def _spread_revocations(self) -> None:
+        """A list that is new here goes on to a few at once: whoever is put out must not stay until a push-pull comes
+        by itself.  Each of them does the same, so that all have it within a few rounds."""
+        if self._roster.revocations == self._spread:
+            return
+        self._spread = self._roster.revocations
+        alive = sorted(self._roster.alive())
+        for peer in self._random.sample(alive, min(REVOCATIONS_FANOUT, len(alive))):
+            if self._syncs is not None:
+                self._syncs.put(hash_of(peer))
 
     # --- effects, under the lock -----------------------------------------------------------------------------------
 

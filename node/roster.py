@@ -102,17 +102,28 @@ class Roster:
         self._answered: set[PeerId] = set()
         self._islands: list[frozenset[PeerId]] = []
         self._report: tuple[float, bytes] | None = None
-        own = _unissued(identity.public_key, network, about, tuple(held), marks)
-        self._issuer = Issuer(own, ends_at_ms=_grant_end_ms(about.grant, network, wall))
-        self._own = own
-        self.tick()
+        self._put_out: list[PeerId] = []
+        self._held = tuple(held)
+        self._offers = True
+        self._refused = ""
+        self._own = _unissued(identity.public_key, network, about, self._held, marks)
+        self._issuer = Issuer(self._own, ends_at_ms=_grant_end_ms(about.grant, network, wall))
+        self._issue(self._wall())
 
     # --- for whoever plans and calls ------------------------------------------------------------------------------
 
     def publish(self, held: Sequence[Held]) -> None:
         """From now on this node's record says that it holds this; the next `tick` that may issues it."""
         with self._lock:
-            self._issuer.say(replace(self._own, held=tuple(held)))
+            self._held = tuple(held)
+            self._say()
+
+    def offer(self, offers: bool) -> None:
+        """Whether others may rely on what this node holds.  If not, its record says that it holds nothing, and its own
+        views have no stage but its own: it can ask others, and they cannot call it."""
+        with self._lock:
+            self._offers = offers
+            self._say()
 
     def view(self, model_id: str) -> View:
         """Who holds what of a model.  Peers that never answered this node are left out until they do."""
@@ -120,10 +131,13 @@ class Roster:
         with self._lock:
             table = self._table.records()
             records = {
-                peer: _viewed(table[peer], held)
+                peer: _viewed(table[peer], held if self._offers else _without_trunk(held))
                 for peer, held in self._table.held(model_id).items()
-                if peer == self.me or self._is_usable(peer)
+                if peer != self.me and self._is_usable(peer)
             }
+            for held in self._held:
+                if held.model_id == model_id:
+                    records[self.me] = _viewed(self._own, held)
             loads = {peer: load for peer in records if (load := self._load_of(peer, wall)) is not None}
             return View(
                 records=records,
@@ -149,7 +163,7 @@ class Roster:
         found = self.islands()
         home = island_of(self.me, found)
         with self._lock:
-            records = self._table.records()
+            records = {**self._table.records(), self.me: replace(self._own, held=self._held)}
             others = sorted(peer for peer in records if peer != self.me)
             return [
                 self._status(peer, records[peer], "home" if peer in home else "", now, wall)
@@ -224,11 +238,17 @@ class Roster:
             log.get("peers").debug("a load report was refused", error=error.message)
 
     def merge_revocations(self, data: bytes) -> list[PeerId]:
-        """Takes the operator's list in; whom it puts out.  Raises what RoutingTable.merge_revocations does."""
+        """Takes the operator's list in; whom it puts out, which the next `tick` says too.
+
+        Raises what RoutingTable.merge_revocations does.
+        """
         with self._lock:
             gone = self._table.merge_revocations(data, self._wall())[1]
             for peer in gone:
+                self._put_out.append(peer)
                 self._forget(peer)
+            if self.me in gone:
+                self._tell_refused("the operator took this node's grant back")
             return gone
 
     @property
@@ -302,16 +322,38 @@ class Roster:
             return self._table.marks()
 
     def tick(self) -> tuple[bool, list[PeerId]]:
-        """What only time brings: whether this node has a new record, and whose records have expired."""
+        """What only time brings: whether this node has a new record, and whose records expired or were revoked."""
         with self._lock:
-            gone = [peer for peer in self._table.expire(self._wall()) if peer != self.me]
-            for peer in gone:
+            expired = self._table.expire(self._wall())
+            for peer in expired:
                 self._forget(peer)
-            made = self._issuer.issue(self._wall())
-            if made is not None:
-                self._table.merge(sign(made, self._identity), self._wall())
-                self._own = made
-            return made is not None, gone
+            gone, self._put_out = self._put_out + expired, []
+            try:
+                is_new = self._issue(self._wall())
+            except ShoalError as error:  # its grant has ended or was taken back: a restart with another one mends it
+                self._tell_refused(error.message)
+                is_new = False
+            return is_new, [peer for peer in gone if peer != self.me]
+
+    def _issue(self, wall: float) -> bool:
+        """Raises what RoutingTable.merge does, of this node's own record."""
+        made = self._issuer.issue(wall)
+        if made is not None:
+            self._table.merge(sign(made, self._identity), wall)
+            self._own = made
+        return made is not None
+
+    def _say(self) -> None:
+        self._issuer.say(replace(self._own, held=self._held if self._offers else ()))
+
+    def _tell_refused(self, why: str) -> None:
+        if why != self._refused:
+            self._refused = why
+            log.get("peers").error(
+                "others refuse what this node says of itself, and will soon take no call of it",
+                error=why,
+                advice="if it is the grant: ask the network's operator for another, and start this node again with it",
+            )
 
     def _forget(self, peer: PeerId) -> None:
         self._states.pop(peer, None)
@@ -393,6 +435,10 @@ def _unissued(
     )
     mark = marks.get(record.peer)
     return record if mark is None else replace(record, sequence=mark.sequence)
+
+
+def _without_trunk(held: Held) -> Held:
+    return replace(held, span=range(0), embed=False, head=False)
 
 
 def _grant_end_ms(grant: bytes, network: Network, wall: Callable[[], float]) -> int | None:

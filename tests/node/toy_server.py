@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 from toy_node import ToyWorker, door
@@ -65,7 +65,8 @@ class Node:
                 lambda: self.worker.kv_bytes,
                 lambda: pb.PeersReply(peer_id=self.identity.peer),
             )
-            server.start([inference, PeersService(callers, None)])  # type: ignore[arg-type]  (nobody exchanges records)
+            nobody: Any = None  # exchanges records here
+            server.start([inference, PeersService(callers, nobody, nobody, self.identity)])
             self.address = f"127.0.0.1:{server.port}"
             self._up.set()
             await self._leave.wait()
