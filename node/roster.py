@@ -99,10 +99,9 @@ class Roster:
         self._distances = Distances()
         self._states: dict[PeerId, State] = {}
         self._heard_at: dict[PeerId, float] = {}
-        self._answered: set[PeerId] = set()
+        self._answered: dict[PeerId, str] = {}  # and where
         self._islands: list[frozenset[PeerId]] = []
         self._report: tuple[float, bytes] | None = None
-        self._put_out: list[PeerId] = []
         self._held = tuple(held)
         self._offers = True
         self._refused = ""
@@ -238,14 +237,10 @@ class Roster:
             log.get("peers").debug("a load report was refused", error=error.message)
 
     def merge_revocations(self, data: bytes) -> list[PeerId]:
-        """Takes the operator's list in; whom it puts out, which the next `tick` says too.
-
-        Raises what RoutingTable.merge_revocations does.
-        """
+        """Takes the operator's list in; whom it puts out.  Raises what RoutingTable.merge_revocations does."""
         with self._lock:
             gone = self._table.merge_revocations(data, self._wall())[1]
             for peer in gone:
-                self._put_out.append(peer)
                 self._forget(peer)
             if self.me in gone:
                 self._tell_refused("the operator took this node's grant back")
@@ -289,10 +284,11 @@ class Roster:
         now = self._clock()
         self._health.heard(peer, now - (rtt_s or 0.0))  # what failed since then it does not heal
         with self._lock:
-            if self._table.get(peer) is None or peer == self.me:
+            record = self._table.get(peer)
+            if record is None or peer == self.me:
                 return
             self._heard_at[peer] = now
-            self._answered.add(peer)
+            self._answered[peer] = record.address
             self._table.reached(peer)
             if rtt_s is not None:
                 self._distances.measured(peer, rtt_s)
@@ -303,7 +299,7 @@ class Roster:
             found = [
                 peer
                 for peer, state in self._states.items()
-                if state is State.ALIVE and peer not in self._answered and self._holds_something(peer)
+                if state is State.ALIVE and not self._has_answered(peer) and self._holds_something(peer)
             ]
         return random.sample(sorted(found), min(count_max, len(found)))
 
@@ -322,12 +318,13 @@ class Roster:
             return self._table.marks()
 
     def tick(self) -> tuple[bool, list[PeerId]]:
-        """What only time brings: whether this node has a new record, and whose records expired or were revoked."""
+        """What only time brings: whether this node has a new record, and which members have none any more, whatever
+        became of it.  They are named until membership forgets them."""
         with self._lock:
-            expired = self._table.expire(self._wall())
-            for peer in expired:
+            gone = dict.fromkeys(self._table.expire(self._wall()))
+            gone |= dict.fromkeys(peer for peer in self._states if self._table.get(peer) is None)
+            for peer in gone:
                 self._forget(peer)
-            gone, self._put_out = self._put_out + expired, []
             try:
                 is_new = self._issue(self._wall())
             except ShoalError as error:  # its grant has ended or was taken back: a restart with another one mends it
@@ -356,16 +353,21 @@ class Roster:
             )
 
     def _forget(self, peer: PeerId) -> None:
-        self._states.pop(peer, None)
+        """All but whether it is a member, which is not decided here."""
         self._heard_at.pop(peer, None)
-        self._answered.discard(peer)
+        self._answered.pop(peer, None)
         self._distances.forget(peer)
         self._loads.forget(peer)
         self._health.forget(peer)
         self._links.forget(peer)
 
     def _is_usable(self, peer: PeerId) -> bool:
-        return peer in self._answered and self._states.get(peer, State.LEFT) is not State.LEFT
+        return self._has_answered(peer) and self._states.get(peer, State.LEFT) is not State.LEFT
+
+    def _has_answered(self, peer: PeerId) -> bool:
+        """At the address that its record says now."""
+        record = self._table.get(peer)
+        return record is not None and self._answered.get(peer) == record.address
 
     def _holds_something(self, peer: PeerId) -> bool:
         record = self._table.get(peer)
@@ -409,7 +411,7 @@ class Roster:
         state = self._states.get(peer)
         if state is State.LEFT:
             return "left"
-        if state is None or (state is State.ALIVE and peer not in self._answered):
+        if state is None or (state is State.ALIVE and not self._has_answered(peer)):
             return "new"
         return self._health_of(peer, now).name.lower()
 

@@ -480,10 +480,26 @@ def test_so_many_suspicions_and_no_more(met: tuple[One, One], monkeypatch: pytes
 
 def test_so_many_records_and_no_more(met: tuple[One, One]) -> None:
     one, two = met
-    own = two.roster.signed_of(two.peer)
-    answer(one, request(records=[own] * (SYNC_RECORDS_MAX + 1)), two.peer)
+    answer(one, request(records=[b"none"] * (SYNC_RECORDS_MAX + 1)), two.peer)
     with pytest.raises(InvalidRequest, match=f"at most {SYNC_RECORDS_MAX + 1}"):
-        answer(one, request(records=[own] * (SYNC_RECORDS_MAX + 2)), two.peer)
+        answer(one, request(records=[b"none"] * (SYNC_RECORDS_MAX + 2)), two.peer)
+
+
+def test_of_one_peer_no_more_than_one_record_and_one_claim_is_verified(
+    met: tuple[One, One], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys cost nothing, and who has one can sign as much as he likes."""
+    one, two = met
+    signer = Person.create()
+    one.knows(signer)
+    with pytest.raises(InvalidRequest, match="two records"):
+        answer(one, request(records=[signer.record(n) for n in range(2, 9)]), two.peer)
+    assert one.roster.record_of(signer.peer).sequence == 2
+    verified = []
+    monkeypatch.setattr("node.identity.verify", lambda *signed: verified.append(signed))
+    answer(one, request(claims=[claim_bytes(signer, n) for n in (3, 9, 5)]), two.peer)
+    assert len(verified) == 1
+    assert one.gossip._core.member(signer.hash).claim == signer.claim(9)
 
 
 def test_so_many_bytes_of_revocations_and_no_more(met: tuple[One, One]) -> None:
