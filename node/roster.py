@@ -25,7 +25,7 @@ from node.member import State
 from node.record import Held, Record, sign
 from node.routing_table import Accepted, RoutingTable
 from protos import inference_pb2
-from protos.errors import PermissionDenied, ShoalError
+from protos.errors import GrantRevoked, PermissionDenied, ShoalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -243,7 +243,7 @@ class Roster:
             for peer in gone:
                 self._forget(peer)
             if self.me in gone:
-                self._tell_refused("the operator took this node's grant back")
+                self._tell_refused(GrantRevoked("the operator took this node's grant back"))
             return gone
 
     @property
@@ -328,7 +328,7 @@ class Roster:
             try:
                 is_new = self._issue(self._wall())
             except ShoalError as error:  # its grant has ended or was taken back: a restart with another one mends it
-                self._tell_refused(error.message)
+                self._tell_refused(error)
                 is_new = False
             return is_new, [peer for peer in gone if peer != self.me]
 
@@ -343,12 +343,12 @@ class Roster:
     def _say(self) -> None:
         self._issuer.say(replace(self._own, held=self._held if self._offers else ()))
 
-    def _tell_refused(self, why: str) -> None:
-        if why != self._refused:
-            self._refused = why
+    def _tell_refused(self, error: ShoalError) -> None:
+        if error.code != self._refused:
+            self._refused = error.code
             log.get("peers").error(
                 "others refuse what this node says of itself, and will soon take no call of it",
-                error=why,
+                error=error.message,
                 advice="if it is the grant: ask the network's operator for another, and start this node again with it",
             )
 
