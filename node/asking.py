@@ -5,6 +5,7 @@ Law: what they need is imported when they run, and never torch.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +41,7 @@ from protos.errors import InvalidRequest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from node.doors import Doors
     from node.nearby import Wanted
 
 
@@ -163,14 +165,18 @@ def peers(
     work: Annotated[
         bool, option("", "Also where the layers of the node's answers were computed.", flag="--work")
     ] = False,
+    watch: Annotated[bool, option("", "Again every second, until Ctrl-C.", flag="--watch")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the peers that a node knows: where they are, what they hold, how they are.
+
+    A node that knows no other shows where it looks for them.
 
     Examples:
 
         shoal peers
         shoal peers --node 127.0.0.1:7646 --work
+        shoal peers --watch
         shoal peers --json | jq -r '.peers[] | select(.state == "dead") | .address'
     """
     with told(as_json=as_json):
@@ -178,16 +184,27 @@ def peers(
 
         wanted = _wanted(node, identity, plaintext, None, None, None)
         with nearby.known(wanted, tell) as doors:
+            if watch:
+                _watch(doors, work=work, as_json=as_json)
+                return
             reply = doors.peers()
         if as_json:
             answer.write_json(peer_table.facts(reply))
-            return
-        peer_table.show(peer_table.peers(reply))
-        if work and reply.work:
-            typer.echo()
-            peer_table.show(peer_table.layers(reply.work, peer_table.names(reply)))
-        elif work:
-            tell(f"the stages of {reply.peer_id[: peer_table.SHORT]} have computed no answer yet")
+        else:
+            peer_table.show(peer_table.whole(reply, work=work))
+
+
+def _watch(doors: Doors, *, work: bool, as_json: bool) -> None:
+    """Until Ctrl-C, which is how one ends it and no failure."""
+    from node import peer_table, peer_watch
+
+    with contextlib.suppress(KeyboardInterrupt):
+        if as_json:
+            peer_watch.json(doors)
+        elif sys.stdout.isatty():
+            peer_watch.table(doors, lambda reply: peer_table.whole(reply, work=work))
+        else:
+            peer_watch.lines(doors, lambda reply: peer_table.whole(reply, work=work))
 
 
 def _wanted(

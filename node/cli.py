@@ -159,6 +159,9 @@ def run(
         option("NAME|ID|KEYFILE", "An open network, or a permissioned one by its id (default: shoal).", NETWORK),
     ] = None,
     grant: Annotated[Path | None, option("FILE", "What lets this node into a permissioned network.", NETWORK)] = None,
+    revocations: Annotated[
+        Path | None, option("FILE", "The operator's revocation list; read again when it changes.", NETWORK)
+    ] = None,
     clients: Annotated[
         list[str] | None,
         option("WHO", "May ask: loopback (default), any, or a client's peer id; may be repeated.", NETWORK),

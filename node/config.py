@@ -98,6 +98,11 @@ class Config(BaseSettings):
     grant: Path | None = Field(
         default=None, description="File with the grant that lets this node into a permissioned network."
     )
+    revocations: Path | None = Field(
+        default=None,
+        description="File with the operator's list of grants that were taken back, which this node reads whenever it "
+        "changes, and passes on. Unset: what other nodes pass on, and what lies beside the operator's key.",
+    )
     clients: Words = Field(
         default=("loopback",),
         max_length=1024,
@@ -221,6 +226,18 @@ class Config(BaseSettings):
     def marks_file(self) -> Path:
         """Sequences of records that were seen; beside the key for the same reason."""
         return self.identity.with_suffix(".marks")
+
+    @property
+    def operators_list(self) -> Path | None:
+        """The operator's revocation list, where this node is to look for it."""
+        if self.revocations is None and operator_files.is_path(self.network):
+            return operator_files.revocations_path(Path(self.network).expanduser())
+        return self.revocations
+
+    @property
+    def revocations_file(self) -> Path:
+        """The node's own copy of the revocation list in force."""
+        return self.identity.with_suffix(".revocations")
 
 
 def is_loopback(host: str) -> bool:

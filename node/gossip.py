@@ -20,7 +20,7 @@ import trio
 from node import address as addresses
 from node import datagram, identity, log
 from node.bridge import Inbox, in_thread
-from node.claim import hash_of, id_of
+from node.claim import hash_of, id_of, verify_item
 from node.claims import Claims
 from node.link import connect
 from node.member import State
@@ -47,7 +47,8 @@ from node.push_pull import PushPull
 from node.rates import Rates
 from node.reachable import Reachable
 from protos import peers_pb2 as pb
-from protos.errors import BrokenInvariant, DeadlineExceeded, PeerLost, ShoalError
+from protos.errors import DeadlineExceeded, InvalidSignature, PeerLost, ShoalError
+from protos.limits import ERROR_MESSAGE_CHARS_MAX
 from protos.peers_pb2_grpc import PeersStub
 
 if TYPE_CHECKING:
@@ -88,6 +89,9 @@ STRANGERS_MAX: Final = 64
 GREETINGS_AT_ONCE_MAX: Final = 16
 """Newcomers that are pinged at once; the others wait for the next round."""
 
+REVOCATIONS_FANOUT: Final = 3
+"""Push-pulls that a new revocation list begins at each node that hears of it."""
+
 ROUND_S: Final = 0.5
 """Between two looks at what only time brings: records that expire or are due, newcomers that have not answered."""
 
@@ -126,7 +130,7 @@ class Gossip:
             incarnation=int(wall() * 1000),
             sequence=roster.sequence,
             sign=own.sign,
-            verify=identity.verify,
+            verify=self._verify,
             random=random.Random(),  # noqa: S311
             now=clock(),
             profile=profile,
@@ -136,8 +140,12 @@ class Gossip:
         self._greet: OrderedDict[PeerHash, None] = OrderedDict()
         self._strangers: OrderedDict[PeerHash, str] = OrderedDict()
         self._pings: dict[PeerHash, threading.Event] = {}
+        self._proven: set[tuple[bytes, ...]] = (
+            set()
+        )  # under the lock: signatures that were verified before it was taken
         self._hosts: Rates[str] = Rates(HOST_PER_S, 2 * HOST_PER_S, SENDERS_MAX)
         self._senders: Rates[PeerHash] = Rates(SENDER_PER_S, 2 * SENDER_PER_S, SENDERS_MAX)
+        self._spread = roster.revocations
         self._sleeps_until = math.inf
         self._all_said = trio.Event()
         self._wake: Inbox[None] | None = None
@@ -153,6 +161,8 @@ class Gossip:
         with self._lock:
             for effect in self._core.handle(event, self._clock()):
                 self._do(effect)
+            if self._core.claim.rank > self._claims.rank_of(self._core.peer):
+                self._claims.put(self._core.claim)
             self._greet_some()
             deadline = self._core.deadline
         if self._wake is not None and (deadline is None or deadline < self._sleeps_until):
@@ -203,7 +213,32 @@ class Gossip:
             return list(self._core.suspicions())
 
     def synced(self, peer: PeerId, claims: tuple[Claim, ...], suspicions: tuple[Suspicion, ...]) -> None:
-        self.handle(Synced(hash_of(peer), claims, suspicions))
+        """Thousands of signatures are seconds of verifying, which is done without the lock: datagrams do not wait."""
+        proven = self._prove(claims)
+        with self._lock:
+            self._proven = proven
+            try:
+                self.handle(Synced(hash_of(peer), claims, suspicions))
+            finally:
+                self._proven = set()
+
+    def _prove(self, claims: Sequence[Claim]) -> set[tuple[bytes, ...]]:
+        """What was signed of the claims that look new, up to the first that was not; the core refuses that one."""
+        proven: set[tuple[bytes, ...]] = set()
+
+        def prove(public_key: bytes, signature: bytes, domain: bytes, message: bytes) -> None:
+            identity.verify(public_key, signature, domain, message)
+            proven.add((public_key, signature, domain, message))
+
+        with contextlib.suppress(InvalidSignature):
+            for claim in claims:
+                if claim.rank > self._claims.rank_of(claim.peer):
+                    verify_item(prove, self._roster.network.id, claim)
+        return proven
+
+    def _verify(self, public_key: bytes, signature: bytes, domain: bytes, message: bytes) -> None:
+        if (public_key, signature, domain, message) not in self._proven:
+            identity.verify(public_key, signature, domain, message)
 
     # --- in trio ---------------------------------------------------------------------------------------------------
 
@@ -260,10 +295,22 @@ class Gossip:
                 self.handle(RecordIssued(self._roster.sequence))
             for peer in gone:
                 self.handle(Forget(hash_of(peer)))
+            self._spread_revocations()
             for peer in self._roster.unanswered(self._random, GREETINGS_AT_ONCE_MAX):
                 self.handle(Greet(hash_of(peer)))
             # Spread, so that nodes that were started together do not stay in step.
             await trio.sleep(ROUND_S * self._random.uniform(0.75, 1.25))
+
+    def _spread_revocations(self) -> None:
+        """A list that is new here goes on to a few at once: whoever is put out must not stay until a push-pull comes
+        by itself.  Each of them does the same, so that all have it within a few rounds."""
+        if self._roster.revocations == self._spread:
+            return
+        self._spread = self._roster.revocations
+        alive = sorted(self._roster.alive())
+        for peer in self._random.sample(alive, min(REVOCATIONS_FANOUT, len(alive))):
+            if self._syncs is not None:
+                self._syncs.put(hash_of(peer))
 
     # --- effects, under the lock -----------------------------------------------------------------------------------
 
@@ -289,12 +336,6 @@ class Gossip:
                 self.counts[f"refused: {reason.value}"] += 1
                 if reason is not Refusal.STRANGER:
                     log.get("gossip").debug("refused", peer=id_of(peer), why=reason.value)
-        if self._core.claim.rank > self._claims_own_rank:
-            self._claims.put(self._core.claim)
-
-    @property
-    def _claims_own_rank(self) -> tuple[int, bool, int]:
-        return self._claims.rank_of(self._core.peer)
 
     def _send(self, send: Send) -> None:
         record = self._roster.record_of(id_of(send.to))
@@ -326,6 +367,14 @@ class Gossip:
     # --- datagrams -------------------------------------------------------------------------------------------------
 
     def _read(self, data: bytes, host: str, port: int) -> None:
+        """A bug that a datagram can reach must not end the node; it is told in the log."""
+        try:
+            self._take(data, host, port)
+        except Exception as error:  # noqa: BLE001  (told, and counted)
+            self.counts["dropped: it failed here"] += 1
+            log.get("gossip").exception("a datagram failed here", error=str(error))
+
+    def _take(self, data: bytes, host: str, port: int) -> None:
         now = self._clock()
         self.counts["datagrams read"] += 1
         self.counts["bytes read"] += len(data)
@@ -348,10 +397,11 @@ class Gossip:
 
     def _remember_stranger(self, peer: PeerHash, host: str, port: int) -> None:
         """Datagrams come from the port that takes calls.  Hello proves who is there before anything is said."""
-        self._strangers[peer] = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._strangers.move_to_end(peer)
-        if len(self._strangers) > STRANGERS_MAX:
-            self._strangers.popitem(last=False)
+        with self._lock:
+            self._strangers[peer] = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            self._strangers.move_to_end(peer)
+            if len(self._strangers) > STRANGERS_MAX:
+                self._strangers.popitem(last=False)
 
     # --- push-pulls, in threads ------------------------------------------------------------------------------------
 
@@ -367,7 +417,8 @@ class Gossip:
 
     def _sync_with(self, peer: PeerHash) -> None:
         record = self._roster.record_of(id_of(peer))
-        address = record.address if record is not None else self._strangers.pop(peer, None)
+        with self._lock:
+            address = record.address if record is not None else self._strangers.pop(peer, None)
         if address is not None:
             self._join(f"{address}#{id_of(peer)}")
 
@@ -391,9 +442,7 @@ class Gossip:
         self.push_pull.end(exchange, link.peer, last, host)
         self.counts["push-pulls"] += 1
         record = self._roster.record_of(link.peer)
-        if record is None:
-            raise BrokenInvariant(f"a push-pull with {link.address} brought no record of who answers there")
-        if record.address == link.address:
+        if record is not None and record.address == link.address:
             self._roster.answered(link.peer)
 
     def _ask_to_be_called(self, link: Link) -> None:
@@ -402,7 +451,7 @@ class Gossip:
             return
         with contextlib.suppress(ShoalError):  # one that is busy says nothing
             reply = link.call(lambda channel: PeersStub(channel).DialBack, pb.DialBackRequest(), timeout_s=2 * DIAL_S)
-            self.reachable.said(link.peer, reply.reached, reply.why, self._clock())
+            self.reachable.said(link.peer, reply.reached, reply.why[:ERROR_MESSAGE_CHARS_MAX], self._clock())
 
 
 def _sync_call(link: Link, request: pb.SyncRequest) -> pb.SyncReply:

@@ -8,24 +8,32 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from node.show import size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from rich.console import RenderableType
+
     from protos import inference_pb2 as pb
 
 SHORT = 8
-"""Characters of a peer id that people see."""
+"""Characters of a peer id, or of a network's, that people see."""
 
-_STYLES = {"self": "bold", "suspect": "yellow", "dead": "red"}
-_FIELDS = ("peer_id", "address", "zone", "state", "model_id", "first_layer", "layers", "experts", "bytes", "queue")
+_ID_CHARS = 64
+
+_STYLES = {"self": "bold", "suspect": "yellow", "dead": "red", "left": "dim", "new": "dim"}
+_FIELDS = (
+    "peer_id", "address", "zone", "state", "model_id", "first_layer", "layers", "experts", "bytes", "queue",
+    "island",
+)  # fmt: skip
 
 
-def show(table: Table) -> None:
+def show(table: RenderableType) -> None:
     """On stdout.  Where it is no terminal, nothing is cut off."""
     console = Console()
     if not console.is_terminal:
@@ -33,21 +41,62 @@ def show(table: Table) -> None:
     console.print(table)
 
 
+def whole(reply: pb.PeersReply, *, work: bool = False) -> RenderableType:
+    """All that there is to say, for people.  `work`: also where layers were computed."""
+    parts: list[RenderableType] = [peers(reply)]
+    if reply.unreached:
+        parts += ["", Text(f"other nodes cannot call this one: {reply.unreached}", style="yellow")]
+    if len(reply.peers) == 1:
+        parts += ["", *_alone(reply)]
+    if work and reply.work:
+        parts += ["", layers(reply.work, names(reply))]
+    elif work:
+        parts += ["", Text(f"the stages of {reply.peer_id[:SHORT]} have computed no answer yet")]
+    return Group(*parts)
+
+
+def _alone(reply: pb.PeersReply) -> list[RenderableType]:
+    network = reply.network if len(reply.network) < _ID_CHARS else reply.network[:SHORT]
+    if not reply.contacts:
+        said = (
+            f"no other node of network {network} is known, and nothing suggests one: give one with --join, or --lan on"
+        )
+        return [Text(said)]
+    return [Text(f"no other node of network {network} is known yet; it is looked for here:"), contacts(reply.contacts)]
+
+
+def contacts(found: Iterable[pb.ContactStatus]) -> Table:
+    """Where the node looks for others, and what came of it."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("address", "from", "state", "again in"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("the last try", overflow="fold")
+    for one in found:
+        again = f"{one.retry_s:.0f} s" if one.HasField("retry_s") else ""
+        address, _, peer = one.address.partition("#")
+        table.add_row(address + (f"#{peer[:SHORT]}" if peer else ""), one.source, one.state, again, one.why)
+    return table
+
+
 def peers(reply: pb.PeersReply) -> Table:
     """One line a peer: the node itself first, then by address.  Columns that say nothing are left out."""
     zoned = len({peer.zone for peer in reply.peers}) > 1
+    islands = any(peer.island != "home" for peer in reply.peers)
     failed = any(peer.calls_failed for peer in reply.peers)
     table = Table(box=None, pad_edge=False)
     for name in ("peer", "address", "state"):
         table.add_column(name, no_wrap=True)
     if zoned:
         table.add_column("zone", overflow="fold")
+    if islands:
+        table.add_column("island")
     for name in ("RTT", "trunk", "experts", "size", "queue", "heard"):
         table.add_column(name, justify="right", overflow="fold")
     if failed:
         table.add_column("failed calls", overflow="fold")
     for peer in sorted(reply.peers, key=lambda peer: (peer.state != "self", peer.address)):
-        cells = [peer.peer_id[:SHORT], peer.address, peer.state, *([peer.zone] if zoned else []), *_figures(peer)]
+        cells = [peer.peer_id[:SHORT], peer.address, peer.state, *([peer.zone] if zoned else [])]
+        cells += [*([peer.island or "-"] if islands else []), *_figures(peer)]
         table.add_row(*cells, *([_failures(peer)] if failed else []), style=_STYLES.get(peer.state))
     return table
 
@@ -115,6 +164,8 @@ def facts(reply: pb.PeersReply) -> dict[str, Any]:
     """As one JSON object."""
     return {
         "peer": reply.peer_id,
+        "network": reply.network,
+        "unreached": reply.unreached,
         "peers": [_facts(peer) for peer in reply.peers],
         "work": [
             {
@@ -127,6 +178,19 @@ def facts(reply: pb.PeersReply) -> dict[str, Any]:
             }
             for entry in reply.work
         ],
+        "contacts": [_contact_facts(one) for one in reply.contacts],
+        "counts": dict(reply.counts),
+    }
+
+
+def _contact_facts(one: pb.ContactStatus) -> dict[str, Any]:
+    return {
+        "address": one.address,
+        "source": one.source,
+        "state": one.state,
+        "peer": one.peer_id or None,
+        "why": one.why,
+        "retry_s": one.retry_s if one.HasField("retry_s") else None,
     }
 
 

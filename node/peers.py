@@ -19,7 +19,9 @@ from node.bridge import in_thread
 from node.discovery import Discovery, Ways
 from node.gossip import Gossip
 from node.profile import LAN, Profile
+from node.revocations_file import RevocationsFile
 from node.roster import About, Roster
+from protos.errors import ShoalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from node.record import Held
     from node.udp import Udp
     from protos import inference_pb2
-    from protos.errors import ShoalError
     from protos.ids import PeerId
 
 __all__ = ["About", "Peers", "Places"]
@@ -57,6 +58,8 @@ class Places:
     advertise: str = ""
     peers_file: Path | None = None
     marks_file: Path | None = None
+    operators_list: Path | None = None  # of revocations, read whenever it changes
+    revocations_file: Path | None = None  # this node's copy of the list in force
 
 
 class Peers:
@@ -77,8 +80,7 @@ class Peers:
         load: Callable[[], Load] = Load,
     ) -> None:
         """Raises as Roster."""
-        self._places = places or Places()
-        self._held = tuple(held)
+        self._places = places = places or Places()
         self._withheld = False
         self.roster = Roster(
             identity,
@@ -86,10 +88,13 @@ class Peers:
             links,
             health,
             about,
-            self._held,
+            held,
             marks=_marks(self._places.marks_file),
             load=load,
         )
+        self._copy = _file(places.revocations_file)
+        self._operators_list = _file(places.operators_list)
+        self._look_at_lists()
         self.gossip = Gossip(self.roster, identity, links, udp, profile=profile)
         self.discovery = Discovery(self._ways(identity, network, udp.port), self.gossip.join, self.roster.alive)
 
@@ -113,6 +118,15 @@ class Peers:
         """Where other nodes are looked for, and what came of it."""
         return self.discovery.status()
 
+    @property
+    def unreached(self) -> str:
+        """Why no other node can call this one; empty: one can, or nobody has said."""
+        return self.gossip.reachable.refuted(time.monotonic()) or ""
+
+    def counts(self) -> Mapping[str, int]:
+        """What gossip came to since the start: datagrams, bytes, push-pulls, and what was refused."""
+        return dict(self.gossip.counts)
+
     def permit(self, caller: Caller, method: str) -> None:
         """See Roster.permit."""
         self.roster.permit(caller, method)
@@ -133,6 +147,7 @@ class Peers:
                 await nursery.start(self.discovery.run)
                 nursery.start_soon(self._watch_reach)
                 nursery.start_soon(self._keep_marks)
+                nursery.start_soon(self._watch_lists)
                 task_status.started()
         finally:
             with trio.CancelScope(shield=True):
@@ -152,7 +167,7 @@ class Peers:
     def _withhold(self, why: str | None) -> None:
         """Whoever routed through a node that cannot be called would only lose time."""
         self._withheld = why is not None
-        self.roster.publish(() if self._withheld else self._held)
+        self.roster.offer(why is None)
         if why is None:
             log.get("peers").info("other nodes reach this one now: it serves what it holds", address=self.address)
         else:
@@ -177,12 +192,36 @@ class Peers:
         except OSError as error:
             log.get("peers").warning("sequences are not remembered", path=str(path), error=str(error))
 
+    async def _watch_lists(self) -> None:
+        while True:
+            await trio.sleep(LOOK_S)
+            await in_thread(self._look_at_lists)
+
+    def _look_at_lists(self) -> None:
+        """Takes the revocations in that lie in files, and keeps those in force for the next start."""
+        for file in (self._copy, self._operators_list):
+            try:
+                data = None if file is None else file.news()
+                if data is not None:
+                    self.roster.merge_revocations(data)
+            except ShoalError as error:
+                log.get("peers").warning("a revocation list is refused", error=error.message)
+        try:
+            if self._copy is not None and self.roster.revocations:
+                self._copy.keep(self.roster.revocations)
+        except OSError as error:
+            log.get("peers").warning("revocations are not remembered", error=str(error))
+
     def _ways(self, identity: Identity, network: Network, port: int) -> Ways:
         places = self._places
         announcement = None
         if places.lan_host:
             announcement = lan.announcement(network.id, identity.peer, places.lan_host, port, places.advertise)
         return Ways(identity.peer, network.id, places.join, announcement, places.peers_file)
+
+
+def _file(path: Path | None) -> RevocationsFile | None:
+    return None if path is None else RevocationsFile(path)
 
 
 def _marks(path: Path | None) -> Mapping[PeerId, Mark]:

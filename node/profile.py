@@ -158,14 +158,19 @@ PLAIN_SWIM: Final = replace(
 
 
 def scaled(profile: Profile, probe_period_s: float) -> Profile:
-    """The same with another probe period, and all that must keep its proportion to it."""
+    """The same with another probe period, and all that must keep its proportion to it.
+
+    `pause_s` stays: it is about this machine, not about the network.
+    """
     factor = probe_period_s / profile.probe_period_s
+    sync_first_s = profile.sync_first_s * factor
     return replace(
         profile,
         probe_period_s=probe_period_s,
         probe_timeout_s=profile.probe_timeout_s * factor,
         gossip_period_s=max(profile.gossip_period_s * factor, 0.05),
+        sync_period_s=max(profile.sync_period_s, sync_first_s),
         sync_gap_s=profile.sync_gap_s * factor,
-        sync_first_s=profile.sync_first_s * factor,
+        sync_first_s=sync_first_s,
         dead_probe_period_s=profile.dead_probe_period_s * factor,
     )

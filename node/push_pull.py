@@ -28,10 +28,10 @@ from protos.limits import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from random import Random
 
-    from node.claim import Claim, Suspicion
+    from node.claim import Claim, PeerHash, Suspicion
     from node.roster import Roster
     from protos.ids import PeerId
 
@@ -154,7 +154,7 @@ class PushPull:
         self._roster.network.check(message.network, "a push-pull")
         if message.revocations:
             self._take_revocations(message.revocations)
-        for data in message.records:
+        for data in _each_of_another(message.records):
             try:
                 taken.news |= self._roster.merge(data, host)
             except InvalidSignature:
@@ -185,13 +185,31 @@ class PushPull:
             )
 
     def _known(self, claims: Iterable[Claim]) -> tuple[Claim, ...]:
-        return tuple(claim for claim in claims if self._roster.record_of(id_of(claim.peer)) is not None)
+        """One of each peer: who signs thousands of claims of itself makes others verify one of them."""
+        newest: dict[PeerHash, Claim] = {}
+        for claim in claims:
+            other = newest.get(claim.peer)
+            if other is None or other.rank < claim.rank:
+                newest[claim.peer] = claim
+        return tuple(claim for claim in newest.values() if self._roster.record_of(id_of(claim.peer)) is not None)
 
     def _limited(self, claims: list[Claim]) -> list[Claim]:
         """Of too many, each time others."""
         if len(claims) <= SYNC_CLAIMS_MAX:
             return claims
         return self._random.sample(claims, SYNC_CLAIMS_MAX)
+
+
+def _each_of_another(signed: Iterable[bytes]) -> Iterator[bytes]:
+    """The same of records, of which no honest message has two of one peer.  Raises InvalidRequest."""
+    seen: set[PeerId] = set()
+    for data in signed:
+        peer = _subject(data)
+        if peer in seen:
+            raise InvalidRequest(f"a push-pull is refused: it has two records of {peer[:8]}")
+        if peer is not None:
+            seen.add(peer)
+        yield data
 
 
 def _subject(data: bytes) -> PeerId | None:

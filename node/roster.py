@@ -25,7 +25,7 @@ from node.member import State
 from node.record import Held, Record, sign
 from node.routing_table import Accepted, RoutingTable
 from protos import inference_pb2
-from protos.errors import PermissionDenied, ShoalError
+from protos.errors import GrantRevoked, PermissionDenied, ShoalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -99,20 +99,30 @@ class Roster:
         self._distances = Distances()
         self._states: dict[PeerId, State] = {}
         self._heard_at: dict[PeerId, float] = {}
-        self._answered: set[PeerId] = set()
+        self._answered: dict[PeerId, str] = {}  # and where
         self._islands: list[frozenset[PeerId]] = []
         self._report: tuple[float, bytes] | None = None
-        own = _unissued(identity.public_key, network, about, tuple(held), marks)
-        self._issuer = Issuer(own, ends_at_ms=_grant_end_ms(about.grant, network, wall))
-        self._own = own
-        self.tick()
+        self._held = tuple(held)
+        self._offers = True
+        self._refused = ""
+        self._own = _unissued(identity.public_key, network, about, self._held, marks)
+        self._issuer = Issuer(self._own, ends_at_ms=_grant_end_ms(about.grant, network, wall))
+        self._issue(self._wall())
 
     # --- for whoever plans and calls ------------------------------------------------------------------------------
 
     def publish(self, held: Sequence[Held]) -> None:
         """From now on this node's record says that it holds this; the next `tick` that may issues it."""
         with self._lock:
-            self._issuer.say(replace(self._own, held=tuple(held)))
+            self._held = tuple(held)
+            self._say()
+
+    def offer(self, offers: bool) -> None:
+        """Whether others may rely on what this node holds.  If not, its record says that it holds nothing, and its own
+        views have no stage but its own: it can ask others, and they cannot call it."""
+        with self._lock:
+            self._offers = offers
+            self._say()
 
     def view(self, model_id: str) -> View:
         """Who holds what of a model.  Peers that never answered this node are left out until they do."""
@@ -120,10 +130,13 @@ class Roster:
         with self._lock:
             table = self._table.records()
             records = {
-                peer: _viewed(table[peer], held)
+                peer: _viewed(table[peer], held if self._offers else _without_trunk(held))
                 for peer, held in self._table.held(model_id).items()
-                if peer == self.me or self._is_usable(peer)
+                if peer != self.me and self._is_usable(peer)
             }
+            for held in self._held:
+                if held.model_id == model_id:
+                    records[self.me] = _viewed(self._own, held)
             loads = {peer: load for peer in records if (load := self._load_of(peer, wall)) is not None}
             return View(
                 records=records,
@@ -149,7 +162,7 @@ class Roster:
         found = self.islands()
         home = island_of(self.me, found)
         with self._lock:
-            records = self._table.records()
+            records = {**self._table.records(), self.me: replace(self._own, held=self._held)}
             others = sorted(peer for peer in records if peer != self.me)
             return [
                 self._status(peer, records[peer], "home" if peer in home else "", now, wall)
@@ -229,6 +242,8 @@ class Roster:
             gone = self._table.merge_revocations(data, self._wall())[1]
             for peer in gone:
                 self._forget(peer)
+            if self.me in gone:
+                self._tell_refused(GrantRevoked("the operator took this node's grant back"))
             return gone
 
     @property
@@ -269,10 +284,11 @@ class Roster:
         now = self._clock()
         self._health.heard(peer, now - (rtt_s or 0.0))  # what failed since then it does not heal
         with self._lock:
-            if self._table.get(peer) is None or peer == self.me:
+            record = self._table.get(peer)
+            if record is None or peer == self.me:
                 return
             self._heard_at[peer] = now
-            self._answered.add(peer)
+            self._answered[peer] = record.address
             self._table.reached(peer)
             if rtt_s is not None:
                 self._distances.measured(peer, rtt_s)
@@ -283,7 +299,7 @@ class Roster:
             found = [
                 peer
                 for peer, state in self._states.items()
-                if state is State.ALIVE and peer not in self._answered and self._holds_something(peer)
+                if state is State.ALIVE and not self._has_answered(peer) and self._holds_something(peer)
             ]
         return random.sample(sorted(found), min(count_max, len(found)))
 
@@ -302,28 +318,56 @@ class Roster:
             return self._table.marks()
 
     def tick(self) -> tuple[bool, list[PeerId]]:
-        """What only time brings: whether this node has a new record, and whose records have expired."""
+        """What only time brings: whether this node has a new record, and which members have none any more, whatever
+        became of it.  They are named until membership forgets them."""
         with self._lock:
-            gone = [peer for peer in self._table.expire(self._wall()) if peer != self.me]
+            gone = dict.fromkeys(self._table.expire(self._wall()))
+            gone |= dict.fromkeys(peer for peer in self._states if self._table.get(peer) is None)
             for peer in gone:
                 self._forget(peer)
-            made = self._issuer.issue(self._wall())
-            if made is not None:
-                self._table.merge(sign(made, self._identity), self._wall())
-                self._own = made
-            return made is not None, gone
+            try:
+                is_new = self._issue(self._wall())
+            except ShoalError as error:  # its grant has ended or was taken back: a restart with another one mends it
+                self._tell_refused(error)
+                is_new = False
+            return is_new, [peer for peer in gone if peer != self.me]
+
+    def _issue(self, wall: float) -> bool:
+        """Raises what RoutingTable.merge does, of this node's own record."""
+        made = self._issuer.issue(wall)
+        if made is not None:
+            self._table.merge(sign(made, self._identity), wall)
+            self._own = made
+        return made is not None
+
+    def _say(self) -> None:
+        self._issuer.say(replace(self._own, held=self._held if self._offers else ()))
+
+    def _tell_refused(self, error: ShoalError) -> None:
+        if error.code != self._refused:
+            self._refused = error.code
+            log.get("peers").error(
+                "others refuse what this node says of itself, and will soon take no call of it",
+                error=error.message,
+                advice="if it is the grant: ask the network's operator for another, and start this node again with it",
+            )
 
     def _forget(self, peer: PeerId) -> None:
-        self._states.pop(peer, None)
+        """All but whether it is a member, which is not decided here."""
         self._heard_at.pop(peer, None)
-        self._answered.discard(peer)
+        self._answered.pop(peer, None)
         self._distances.forget(peer)
         self._loads.forget(peer)
         self._health.forget(peer)
         self._links.forget(peer)
 
     def _is_usable(self, peer: PeerId) -> bool:
-        return peer in self._answered and self._states.get(peer, State.LEFT) is not State.LEFT
+        return self._has_answered(peer) and self._states.get(peer, State.LEFT) is not State.LEFT
+
+    def _has_answered(self, peer: PeerId) -> bool:
+        """At the address that its record says now."""
+        record = self._table.get(peer)
+        return record is not None and self._answered.get(peer) == record.address
 
     def _holds_something(self, peer: PeerId) -> bool:
         record = self._table.get(peer)
@@ -367,7 +411,7 @@ class Roster:
         state = self._states.get(peer)
         if state is State.LEFT:
             return "left"
-        if state is None or (state is State.ALIVE and peer not in self._answered):
+        if state is None or (state is State.ALIVE and not self._has_answered(peer)):
             return "new"
         return self._health_of(peer, now).name.lower()
 
@@ -393,6 +437,10 @@ def _unissued(
     )
     mark = marks.get(record.peer)
     return record if mark is None else replace(record, sequence=mark.sequence)
+
+
+def _without_trunk(held: Held) -> Held:
+    return replace(held, span=range(0), embed=False, head=False)
 
 
 def _grant_end_ms(grant: bytes, network: Network, wall: Callable[[], float]) -> int | None:

@@ -20,9 +20,7 @@ from coordinator.admission import Admission
 from coordinator.dispatch import Dispatch
 from coordinator.health import PeerHealth
 from coordinator.view import Load
-from node import grant as grants
-from node import log, model, presence, status
-from node import network as networks
+from node import log, model, operator_files, presence, status
 from node import profile as profiles
 from node.bridge import Portal, in_thread
 from node.capacity import Capacity
@@ -51,6 +49,7 @@ if TYPE_CHECKING:
     import grpc
 
     from node.config import Config
+    from node.contact import Status
     from node.hello import Caller
     from node.model import Model, Progress
     from node.network import Network
@@ -128,8 +127,8 @@ class _Wire:
         self.peers: Peers | None = None
         self.experts: ExpertPort | None = None
         self.pools = Pools(config)
-        self.network = networks.parse(config.network)
-        self.grant = _grant(config, self.network)
+        self.admission = operator_files.admission(config.network, config.grant, self.me, time.time())
+        _check_revocations(config, self.admission.network)
         self.server, self.udp = self._bound()
         self.address = config.advertise or _address(config.host, self.server.port)
 
@@ -193,11 +192,11 @@ class _Node:
             version=software_version(),
             sessions_max=config.sessions_max,
             kv_bytes_max=self._kv_bytes()[1],
-            grant=wire.grant,
+            grant=wire.admission.grant,
         )
         self.peers = wire.peers = Peers(
             wire.identity,
-            wire.network,
+            wire.admission.network,
             wire.links,
             wire.udp,
             wire.health,
@@ -209,6 +208,8 @@ class _Node:
                 advertise=config.advertise,
                 peers_file=config.remembered,
                 marks_file=config.marks_file,
+                operators_list=config.operators_list,
+                revocations_file=config.revocations_file if wire.admission.network.permissioned else None,
             ),
             profile=_profile(config),
             load=self._load,
@@ -275,7 +276,13 @@ class _Node:
     def _peers_reply(self) -> inference_pb2.PeersReply:
         experts = self._wire.experts
         return inference_pb2.PeersReply(
-            peer_id=self._wire.me, peers=self.peers.status(), work=experts.work() if experts is not None else []
+            peer_id=self._wire.me,
+            peers=self.peers.status(),
+            work=experts.work() if experts is not None else [],
+            network=str(self._wire.admission.network),
+            unreached=self.peers.unreached,
+            contacts=map(_contact, self.peers.contacts()),
+            counts=self.peers.counts(),
         )
 
     def _notice(self, notice: inference_pb2.Notice) -> None:
@@ -324,6 +331,17 @@ def _peer(context: grpc.ServicerContext) -> PeerId:
     return caller_of(context).peer
 
 
+def _contact(status: Status) -> inference_pb2.ContactStatus:
+    return inference_pb2.ContactStatus(
+        address=status.address,
+        source=status.source.name.lower(),
+        state=status.state,
+        peer_id=status.peer or "",
+        why=status.why,
+        retry_s=status.retry_s,
+    )
+
+
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -333,17 +351,13 @@ def _profile(config: Config) -> Profile:
     return profiles.scaled(profile, config.probe_period_s) if config.probe_period_s else profile
 
 
-def _grant(config: Config, network: Network) -> bytes:
-    """Raises InvalidRequest, and what is wrong with a grant."""
-    if config.grant is None:
-        if network.permissioned:
-            raise InvalidRequest(
-                f"network {str(network)[:12]} lets in whom its operator granted it: give the grant's file with --grant"
-            )
-        return b""
-    try:
-        data = config.grant.read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"the grant {config.grant} cannot be read: {error.strerror}") from None
-    grants.read(data, network, int(time.time() * 1000))
-    return data
+def _check_revocations(config: Config, network: Network) -> None:
+    """Raises InvalidRequest: what a person wants to be in force must not be missing in silence."""
+    if config.revocations is None:
+        return
+    if not network.permissioned:
+        raise InvalidRequest(
+            f"revocations is {config.revocations}, but network {network} is open and takes no grant back: leave it out"
+        )
+    if not config.revocations.expanduser().is_file():
+        raise InvalidRequest(f"there is no revocation list {config.revocations}: 'shoal network revoke' writes one")

@@ -633,11 +633,39 @@ Global___PeersRequest: _TypeAlias = PeersRequest  # noqa: Y015
 class PeersReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class CountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PEER_ID_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
     WORK_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    UNREACHED_FIELD_NUMBER: _builtins.int
+    CONTACTS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
     peer_id: _builtins.str
     """of the node that answers"""
+    network: _builtins.str
+    """an open network's name, or a permissioned one's id in hex"""
+    unreached: _builtins.str
+    """why no other node can call this one; empty: one can, or nobody has said"""
     @_builtins.property
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerStatus]:
         """itself included"""
@@ -646,20 +674,76 @@ class PeersReply(_message.Message):
     def work(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerWork]:
         """since the node started"""
 
+    @_builtins.property
+    def contacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContactStatus]:
+        """where it looks for others"""
+
+    @_builtins.property
+    def counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """of its gossip, since the node started: datagrams, bytes, push-pulls, refusals"""
+
     def __init__(
         self,
         *,
         peer_id: _builtins.str = ...,
         peers: _abc.Iterable[Global___PeerStatus] | None = ...,
         work: _abc.Iterable[Global___LayerWork] | None = ...,
+        network: _builtins.str = ...,
+        unreached: _builtins.str = ...,
+        contacts: _abc.Iterable[Global___ContactStatus] | None = ...,
+        counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["peer_id", b"peer_id", "peers", b"peers", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contacts", b"contacts", "counts", b"counts", "network", b"network", "peer_id", b"peer_id", "peers", b"peers", "unreached", b"unreached", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PeersReply: _TypeAlias = PeersReply  # noqa: Y015
+
+@_typing.final
+class ContactStatus(_message.Message):
+    """An address where a node may be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PEER_ID_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    RETRY_S_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """host:port or host:port#PEERID"""
+    source: _builtins.str
+    """seed, lan, remembered"""
+    state: _builtins.str
+    """known, trying, waiting, spare"""
+    peer_id: _builtins.str
+    """who answered there, or is said to be there"""
+    why: _builtins.str
+    """what the last try came to; empty: it succeeded, or there was none"""
+    retry_s: _builtins.float
+    """until the next try; absent: it is under way, or not wanted now"""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        source: _builtins.str = ...,
+        state: _builtins.str = ...,
+        peer_id: _builtins.str = ...,
+        why: _builtins.str = ...,
+        retry_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_s", b"_retry_s", "retry_s", b"retry_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_s", b"_retry_s", "address", b"address", "peer_id", b"peer_id", "retry_s", b"retry_s", "source", b"source", "state", b"state", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__retry_s: _TypeAlias = _typing.Literal["retry_s"]  # noqa: Y015
+    _WhichOneofArgType__retry_s: _TypeAlias = _typing.Literal["_retry_s", b"_retry_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_s) -> _WhichOneofReturnType__retry_s | None: ...
+
+Global___ContactStatus: _TypeAlias = ContactStatus  # noqa: Y015
 
 @_typing.final
 class PeerStatus(_message.Message):

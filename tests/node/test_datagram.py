@@ -23,7 +23,7 @@ from node.membership import Received, Send, Synced, Tick
 from node.message import GOSSIP_ROOM_BYTES, TARGET_BYTES, Ack, Gossip, Message, Nack, Ping, PingRequest
 from protos import gossip_pb2 as pb
 from protos.errors import BrokenInvariant, InvalidDatagram, InvalidSignature, ShoalError, WrongNetwork, WrongPeer
-from protos.limits import DATAGRAM_BYTES_MAX, GOSSIP_ITEMS_MAX, INCARNATION_MAX
+from protos.limits import DATAGRAM_BYTES_MAX, GOSSIP_ITEMS_MAX, INCARNATION_MAX, LOAD_BYTES_MAX
 from protos.transcript import DATAGRAM_DOMAIN
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).resolve().parent.parent / "vectors" / "gossip.json").read_text())
@@ -230,6 +230,35 @@ def test_a_datagram_of_exactly_the_limit_is_read_and_one_byte_more_is_refused() 
 
 def varint(number: int) -> bytes:
     return bytes([number & 0x7F | 0x80, number >> 7])
+
+
+def test_a_load_report_rides_where_there_is_room_and_is_left_out_where_there_is_none() -> None:
+    load = bytes(range(256)) + bytes(74)  # as long as one with the hottest experts
+    few, many = Ping(1, (CLAIM, SUSPICION)), Ping(1, (CLAIM,) * GOSSIP_ITEMS_MAX)
+    for message, rides in ((few, True), (many, False)):
+        data = datagram.write(message, TO, NETWORK, ME.public_key, ME.sign, load)
+        assert len(data) <= DATAGRAM_BYTES_MAX
+        assert read(data) == datagram.Datagram(ME.public_key, peer_hash(ME.public_key), message, load if rides else b"")
+    assert read(written(few)).load == b""
+
+
+def test_a_load_report_fills_a_datagram_to_the_last_byte() -> None:
+    message = Ping((1 << 64) - 1, (CLAIM,) * 6)
+    sizes = {}
+    for length in range(100, LOAD_BYTES_MAX + 1):
+        data = datagram.write(message, TO, NETWORK, ME.public_key, ME.sign, bytes(length))
+        sizes[len(read(data).load)] = len(data)
+    assert DATAGRAM_BYTES_MAX - 2 <= max(sizes.values()) <= DATAGRAM_BYTES_MAX
+    assert 0 in sizes, "beyond it there is none"
+
+
+def test_a_load_report_may_have_so_many_bytes_and_no_more() -> None:
+    content = body(claims=[], suspicions=[])
+    content.load = bytes(LOAD_BYTES_MAX)
+    assert read(signed(content)).load == bytes(LOAD_BYTES_MAX)
+    content.load = bytes(LOAD_BYTES_MAX + 1)
+    with pytest.raises(InvalidDatagram, match="load report"):
+        read(signed(content))
 
 
 def test_more_gossip_than_fits_is_our_own_bug() -> None:

@@ -60,3 +60,10 @@ def test_no_more_than_the_limit_are_remembered(reachable: Reachable) -> None:
         reachable.said(PeerId(f"p{n}"), reached=False, why="no", now=0.0)
     assert reachable.wants(PeerId("p0"), 1.0), "the oldest is forgotten"
     assert not reachable.wants(PeerId("p1"), 1.0)
+
+
+def test_who_could_long_ago_counts_no_more_and_others_are_asked(reachable: Reachable) -> None:
+    for n in range(PEERS_ASKED):
+        reachable.said(PeerId(f"p{n}"), reached=True, why="", now=0.0)
+    assert not reachable.wants(A, BELIEVED_S - 1)
+    assert reachable.wants(A, BELIEVED_S)

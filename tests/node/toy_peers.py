@@ -22,6 +22,7 @@ from node.peers_service import PeersService
 from node.profile import LAN, scaled
 from node.record import Held
 from node.udp import Udp
+from protos.errors import ShoalError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,17 +73,22 @@ class PeerNode:
         places = Places(join)
         if folder is not None:
             places = Places(join, peers_file=folder / "node.peers", marks_file=folder / "node.marks")
-        self.peers = Peers(
-            self.identity,
-            network or open_network(),
-            self.links,
-            self.udp,
-            PeerHealth(),
-            about,
-            held,
-            places=places,
-            profile=scaled(LAN, probe_period_s),
-        )
+        try:
+            self.peers = Peers(
+                self.identity,
+                network or open_network(),
+                self.links,
+                self.udp,
+                PeerHealth(),
+                about,
+                held,
+                places=places,
+                profile=scaled(LAN, probe_period_s),
+            )
+        except ShoalError:
+            self.udp.close()
+            self.pool.shutdown()
+            raise
         self._permits = permit
         self.service = PeersService(
             self.callers, self.peers.roster, self.peers.gossip, self.identity, plaintext=plaintext

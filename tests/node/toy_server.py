@@ -65,7 +65,7 @@ class Node:
                 lambda: self.worker.kv_bytes,
                 lambda: pb.PeersReply(peer_id=self.identity.peer),
             )
-            nobody: Any = None  # has records
+            nobody: Any = None  # exchanges records here
             server.start([inference, PeersService(callers, nobody, nobody, self.identity)])
             self.address = f"127.0.0.1:{server.port}"
             self._up.set()
