@@ -245,7 +245,7 @@ class _Node:
 
     def _load(self) -> peers_pb2.Load:
         used, limit = self._kv_bytes()
-        return peers_pb2.Load(queue=self.gate.running, kv_bytes_free=limit - used)
+        return peers_pb2.Load(queue=self.door.queue, kv_bytes_free=limit - used)
 
 
 class _Ended:
