@@ -38,6 +38,9 @@ EXCHANGE_S = 2.0
 TRIES_AT_ONCE_MAX = 8
 """Exchanges that run at the same time; each holds a thread for a few seconds at most."""
 
+SEEDS_AT_ONCE_MAX = TRIES_AT_ONCE_MAX // 2
+"""Of these, with addresses of the command line: those where nobody answers leave room for peers."""
+
 
 @dataclass(slots=True)
 class _Seed:
@@ -114,8 +117,8 @@ class Peers(Roster):
 
     def _begin(self, nursery: trio.Nursery) -> None:
         now = time.monotonic()
-        for seed in self._seeds:
-            if self._wants(seed, now) and self._room():
+        for seed in sorted(self._seeds, key=lambda seed: seed.misses):
+            if self._wants(seed, now) and self._seeds_busy() < SEEDS_AT_ONCE_MAX and self._room():
                 seed.busy = True
                 nursery.start_soon(self._ask_seed, seed)
         for peer in self.due(self._random, self._busy, self._room()):
@@ -123,7 +126,10 @@ class Peers(Roster):
             nursery.start_soon(self._ask_peer, peer)
 
     def _room(self) -> int:
-        return TRIES_AT_ONCE_MAX - len(self._busy) - sum(seed.busy for seed in self._seeds)
+        return TRIES_AT_ONCE_MAX - len(self._busy) - self._seeds_busy()
+
+    def _seeds_busy(self) -> int:
+        return sum(seed.busy for seed in self._seeds)
 
     def _wants(self, seed: _Seed, now: float) -> bool:
         if seed.busy or seed.retry_at > now or seed.peer == self.me:

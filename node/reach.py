@@ -79,7 +79,10 @@ class Reach:
         self._entries.pop(peer, None)
 
     def due(self, peers: Collection[PeerId], now: float, random: Random, count_max: int) -> list[PeerId]:
-        """Whom to try now: whoever was never reached or does not answer, and one of the others at random."""
+        """Whom to try now: one of those that are well at random, and whoever was never reached or does not answer.
+
+        The last place is kept for peers that are well, if there are any: the others hold theirs for seconds.
+        """
         urgent, others = [], []
         for peer in sorted(peers):
             entry = self._entry(peer)
@@ -89,7 +92,8 @@ class Reach:
             else:
                 others.append(peer)
         random.shuffle(urgent)
-        return (random.sample(others, min(1, len(others))) + urgent)[:count_max]
+        kept = int(any(entry.reached and not entry.misses for entry in self._entries.values()))
+        return (random.sample(others, min(1, len(others))) + urgent[: max(0, count_max - kept)])[:count_max]
 
     def state(self, peer: PeerId) -> Health:
         entry = self._entries.get(peer, _Entry())

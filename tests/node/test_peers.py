@@ -11,9 +11,10 @@ import pytest
 from toy_peers import MODEL, PeerNode, eventually
 
 from coordinator.view import Health
+from node.identity import Identity
 from node.link import connect
-from node.peers import TRIES_AT_ONCE_MAX
-from node.record import Held
+from node.peers import SEEDS_AT_ONCE_MAX, TRIES_AT_ONCE_MAX, Peers
+from node.record import Held, Record, sign
 from protos import peers_pb2 as pb
 from protos.errors import FrameTooLarge, ShoalError
 from protos.limits import PEERS_MESSAGE_BYTES_MAX
@@ -21,6 +22,8 @@ from protos.peers_pb2_grpc import PeersStub
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from node.link import Link
 
 
 def live(node: PeerNode) -> set[str]:
@@ -129,8 +132,40 @@ def test_so_many_exchanges_run_at_once_and_no_more() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=64) as frozen:
         silent = f"127.0.0.1:{frozen.getsockname()[1]}"
         with PeerNode([silent] * (TRIES_AT_ONCE_MAX + 4)).start() as node:
-            eventually(lambda: sum(seed.busy for seed in node.peers._seeds) == TRIES_AT_ONCE_MAX)
-            assert node.peers._room() == 0
+            eventually(lambda: sum(seed.busy for seed in node.peers._seeds) == SEEDS_AT_ONCE_MAX)
+            for _ in range(TRIES_AT_ONCE_MAX):
+                node.peers.merge([_unreachable(silent)], node.peer)
+            eventually(lambda: node.peers._room() == 0)
+            assert sum(seed.busy for seed in node.peers._seeds) == SEEDS_AT_ONCE_MAX
+
+
+def _unreachable(address: str) -> pb.SignedRecord:
+    """Of a peer whom nobody has reached."""
+    now_ms = int(time.time() * 1000)
+    identity = Identity.create()
+    return sign(Record(identity.public_key, (address,), None, now_ms, now_ms, now_ms + 60_000), identity)
+
+
+def test_seeds_and_peers_that_do_not_answer_leave_a_place_for_those_that_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    exchange = Peers._exchange
+
+    def counted(self: Peers, link: Link) -> None:
+        exchange(self, link)
+        asked.append(link.peer)
+
+    monkeypatch.setattr(Peers, "_exchange", counted)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as frozen:
+        silent = f"127.0.0.1:{frozen.getsockname()[1]}"
+        with PeerNode() as one, PeerNode([one.address, *[silent] * TRIES_AT_ONCE_MAX]) as two:
+            two.start()
+            eventually(lambda: live(two) == {one.peer, two.peer})
+            for _ in range(TRIES_AT_ONCE_MAX):
+                two.peers.merge([_unreachable(silent)], two.peer)
+            eventually(lambda: two.peers._room() <= 1)
+            before, began = len(asked), time.monotonic()
+            eventually(lambda: len(asked) > before + 5)
+            assert time.monotonic() - began < 4.0  # and none of those that do not answer was given up meanwhile
 
 
 def test_a_bug_in_an_exchange_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,16 @@ def test_a_peer_that_does_not_answer_is_tried_each_period_and_later_less_often_b
     assert set(gaps[10:]) == {RETRY_S_MAX}
 
 
+def test_the_last_place_is_for_peers_that_are_well() -> None:
+    reach = Reach(1.0)
+    reach.answered(A, 0.01, 0.0)
+    assert due(reach, 0.0, B, C, count_max=2) in ([B], [C])  # A is being asked now
+    assert due(reach, 0.0, B, C, count_max=1) == []
+    assert due(reach, 0.0, A, B, C, count_max=1) == [A]
+    reach.missed(A, "", 0.0)
+    assert len(due(reach, 1.0, B, C, count_max=2)) == 2
+
+
 def test_a_sign_of_life_brings_the_next_try_of_a_dead_peer_but_does_not_replace_it() -> None:
     reach = Reach(1.0)
     for _ in range(TRIES_MAX):
