@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from toy_streams import WAIT_S, Call, Links
 
 from node import peer_streams
 from node.peer_streams import PeerStreams
@@ -15,44 +15,7 @@ from protos.ids import PeerId
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WAIT_S = 20.0
 PEER = PeerId("b")
-
-
-class Call:
-    """A stream of no replies, that ends when it is cancelled or its requests are over."""
-
-    def __init__(self, requests: Iterator[Any], *, metadata: object = None) -> None:
-        self._over = threading.Event()
-        threading.Thread(target=lambda: (list(requests), self._over.set())).start()
-
-    def __iter__(self) -> Iterator[Any]:
-        assert self._over.wait(WAIT_S)
-        return iter(())
-
-    def cancel(self) -> bool:
-        self._over.set()
-        return True
-
-
-class Link:
-    """Every peer's."""
-
-    def channel(self, lane: object) -> None: ...
-
-    def metadata(self) -> None: ...
-
-
-class Links:
-    """`reachable`: whether calls to peers begin."""
-
-    def __init__(self) -> None:
-        self.reachable = True
-
-    def to(self, peer: PeerId, address: str) -> Link:
-        if not self.reachable:
-            raise PeerLost(f"nobody is at {address}")
-        return Link()
 
 
 class Streams:
