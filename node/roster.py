@@ -82,14 +82,7 @@ class Roster:
         self._table = RoutingTable()
         self._reach = Reach(period_s)
         self._loads: dict[PeerId, Load] = {}
-        self._changes = 0
-        self._seen: dict[PeerId, Health] = {}
         self.publish(())
-
-    @property
-    def changed(self) -> int:
-        """Rises whenever a record or a peer's health changes: until then a view that was made holds."""
-        return self._changes + self._health.changes
 
     def publish(self, held: Sequence[Held]) -> None:
         """From now on this node's record says that it holds this.  Raises InvalidRecord for more than fits."""
@@ -190,14 +183,12 @@ class Roster:
         with self._lock:
             if self._table.get(peer) is not None:
                 self._reach.answered(peer, rtt_s, now)
-            self._compare(now)
 
     def missed(self, peer: PeerId, error: ShoalError) -> None:
         now = self._clock()
         with self._lock:
             if self._table.get(peer) is not None:
                 self._reach.missed(peer, f"{error.code}: {error.message}", now)
-            self._compare(now)
 
     def record_of(self, peer: PeerId) -> Record | None:
         with self._lock:
@@ -208,17 +199,15 @@ class Roster:
             return self._reach.state(peer) is Health.DEAD
 
     def tick(self) -> None:
-        """What only time brings: expired records, the own one's renewal, breakers that close."""
+        """What only time brings: expired records, and the own one's renewal."""
         with self._lock:
             for peer in self._table.expire(self._wall()):
                 self._reach.forget(peer)
                 self._loads.pop(peer, None)
                 self._health.forget(peer)
                 self._links.forget(peer)
-                self._changes += 1
             if self._own.expires_at_ms - self._wall() * 1000 < RECORD_S / 2 * 1000:
                 self._issue(self._own.held, self._own.sequence + 1)
-            self._compare(self._clock())
 
     def due(self, random: Random, busy: set[PeerId], count_max: int) -> list[PeerId]:
         """Whom to exchange records with now."""
@@ -243,7 +232,6 @@ class Roster:
                 self._issue(self._own.held, record.sequence + 1)
                 return True
             self._links.learn(record.peer, record.address, record.certificate_sha256)
-            self._changes += 1
             return True
 
     def _issue(self, held: tuple[Held, ...], sequence_min: int) -> None:
@@ -257,7 +245,6 @@ class Roster:
         )
         self._table.merge(sign(made, self._identity), self._wall())
         self._own = made
-        self._changes += 1
 
     def _outgoing(self, random: Random) -> list[pb.SignedRecord]:
         """The own record, and as many others as a message takes: if not all, then each time others."""
@@ -276,13 +263,6 @@ class Roster:
 
     def _state(self, peer: PeerId, now: float) -> Health:
         return max(self._reach.state(peer), self._health.standing(peer, now))
-
-    def _compare(self, now: float) -> None:
-        """Counts a change when a peer's health is another than it was."""
-        seen = {peer: self._state(peer, now) for peer in self._table.records() if peer != self.me}
-        if seen != self._seen:
-            self._seen = seen
-            self._changes += 1
 
     def _status(self, peer: PeerId, record: Record, now: float) -> inference_pb2.PeerStatus:
         held = record.held[0] if record.held else Held("")
