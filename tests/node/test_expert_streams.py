@@ -132,3 +132,14 @@ def test_the_peers_that_are_asked_for_experts_have_a_limit(
     while PEER in streams.peers():
         assert isinstance(streams.wait(WAIT_S), Ended)
     streams.connect(others[2], "", now)
+
+
+def test_a_peer_that_cannot_be_reached_is_tried_again_later_each_time_up_to_a_limit(streams: ExpertStreams) -> None:
+    lane = streams._lanes[PEER]
+    waits = []
+    for _ in range(20):
+        began = time.monotonic()
+        streams._over(lane, Overloaded("full"))
+        waits.append(lane.retry_at - began)
+    assert waits[0] == pytest.approx(expert_streams.RETRY_S, abs=0.05)
+    assert waits[-5:] == pytest.approx([expert_streams.RETRY_S_MAX] * 5, abs=0.05)
