@@ -85,10 +85,6 @@ class Dispatch:
             _spread(calls, choices)
         return assignment
 
-    def holders(self, layer: int, expert: int) -> list[PeerId]:
-        """Whoever says that it holds the expert, the first to ask first."""
-        return [peer for rank in self._rank(layer, expert) for peer in rank]
-
     def _standing(self, view: View, peer: PeerId) -> int:
         """The rank of a peer for all that it holds: 0 is this node."""
         if peer == self._me:

@@ -107,8 +107,6 @@ class _Entry:
 class PeerHealth:
     def __init__(self) -> None:
         self._entries: dict[PeerId, _Entry] = {}
-        self.changes = 0
-        """Rises whenever a breaker opens or closes; when one ends by time, only `state` says so."""
 
     def succeeded(self, peer: PeerId, latency_s: float, pairs: int, now: float) -> None:
         """A call of so many pairs was answered, be it late."""
@@ -147,8 +145,7 @@ class PeerHealth:
 
     def forget(self, peer: PeerId) -> None:
         """Drops what was learned: the peer is gone, or came back as another process."""
-        if self._entries.pop(peer, None) is not None:
-            self.changes += 1
+        self._entries.pop(peer, None)
 
     def deadline_s(self, peer: PeerId, pairs: int) -> float:
         """How long to wait for a call of so many pairs before another replica is asked."""
@@ -170,11 +167,6 @@ class PeerHealth:
         if state is Health.DEAD and self._entries[peer].failure is _Failure.LATE:
             return Health.SUSPECT
         return state
-
-    def states(self, now: float) -> dict[PeerId, Health]:
-        """Whoever is not ALIVE."""
-        states = {peer: self.state(peer, now) for peer in list(self._entries)}
-        return {peer: state for peer, state in states.items() if state is not Health.ALIVE}
 
     def score(self, peer: PeerId) -> Score:
         entry = self._entries.get(peer)
@@ -218,7 +210,6 @@ class PeerHealth:
         entry.trips = min(trips + 1, 16)  # beyond OPEN_S_MAX for either
         entry.open_until = now + open_s
         entry.suspect_until = entry.open_until + open_s
-        self.changes += 1
 
     def _close(self, entry: _Entry) -> None:
         """It answers again.  A faulty one stays on trial: a good answer now and then does not buy it many bad ones."""
@@ -227,7 +218,6 @@ class PeerHealth:
             entry.misses = 0
         if entry.suspect_until:
             entry.open_until = entry.suspect_until = 0.0
-            self.changes += 1
 
 
 def _failure(error: ShoalError) -> _Failure:

@@ -134,10 +134,15 @@ class Door:
         """After the last answer: ends the calls to stages.  Blocks for some seconds at most."""
         self.stages.shutdown()
 
+    @property
+    def queue(self) -> int:
+        """How busy this node is, in sessions: its own answers, or those whose stages it computes, if these are more."""
+        return max(self.gate.running, len(self.host))
+
     def plan(self, avoid: frozenset[PeerId]) -> tuple[route.Route, dict[PeerId, str]]:
         """A route through the peers of the view, and where they are.  Raises UnitMissing."""
         view = self.peers.view(self.manifest.model_id)
-        view = replace(view, loads={**view.loads, self.peers.me: Load(queue=self.gate.running)})
+        view = replace(view, loads={**view.loads, self.peers.me: Load(queue=self.queue)})
         shape = route.Shape(self.manifest.layers, self.manifest.experts)
         found = route.plan(view, shape, secrets.randbits(64), avoid, self.peers.me)
         return found, {peer: record.address for peer, record in view.records.items()}

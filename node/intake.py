@@ -37,21 +37,21 @@ READERS_MAX: Final = 16
 """Threads of a pool that wait for messages in peace; a pool has some more."""
 _SWEEP_S: Final = 1.0
 
-BYTES_MAX: Final = {
+_OF_SERVICE: Final = {
     "shoal.v1.Inference": INFERENCE_MESSAGE_BYTES_MAX,
     "shoal.v1.Stage": STAGE_MESSAGE_BYTES_MAX,
     "shoal.v1.Door": STAGE_MESSAGE_BYTES_MAX,
     "shoal.v1.Expert": EXPERT_MESSAGE_BYTES_MAX,
     "shoal.v1.Peers": PEERS_MESSAGE_BYTES_MAX,
 }
-"""Of a service's messages; of what is not listed, and of calls that are open to everybody, HELLO_MESSAGE_BYTES_MAX."""
+"""Bytes of a service's messages.  HELLO_MESSAGE_BYTES_MAX for what is not listed, and for calls open to everybody."""
 
 
 def bytes_max(method: str) -> int:
     """Of one message of such a call: `/shoal.v1.Peers/Sync`."""
     if method in OPEN:
         return HELLO_MESSAGE_BYTES_MAX
-    return BYTES_MAX.get(method.rpartition("/")[0].removeprefix("/"), HELLO_MESSAGE_BYTES_MAX)
+    return _OF_SERVICE.get(method.rpartition("/")[0].removeprefix("/"), HELLO_MESSAGE_BYTES_MAX)
 
 
 class Intake(grpc.ServerInterceptor):

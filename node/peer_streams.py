@@ -59,7 +59,7 @@ class PeerStreams(Generic[Q, R]):
         self._on_end = on_end
         self._queue_max = queue_max
         self._streams: dict[PeerId, tuple[int, Duplex[Q, R]]] = {}
-        self._dropped: set[int] = set()
+        self._untold: set[int] = set()  # streams whose end is to be told when it comes
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._closed = False
@@ -81,7 +81,7 @@ class PeerStreams(Generic[Q, R]):
         with self._lock:
             found = self._streams.pop(peer, None)
             if found is not None:
-                self._dropped.add(found[0])
+                self._untold.discard(found[0])
         if found is not None:
             found[1].finish()
 
@@ -103,6 +103,7 @@ class PeerStreams(Generic[Q, R]):
         if len(self._streams) >= STREAMS_MAX:
             raise Overloaded(f"{STREAMS_MAX} streams to other nodes are open already", retry_after_s=1.0)
         number = next(self._numbers)
+        self._untold.add(number)
         stream: Duplex[Q, R] = Duplex(
             partial(self._start, peer, address),
             partial(self._on_reply, peer),
@@ -121,7 +122,7 @@ class PeerStreams(Generic[Q, R]):
             with contextlib.suppress(ShoalError):  # then there is no link, and the next one is new
                 self._links.to(peer, address).renew()
         with self._lock:
-            dropped = number in self._dropped
-            self._dropped.discard(number)
-        if not dropped:
+            is_untold = number in self._untold
+            self._untold.discard(number)
+        if is_untold:
             self._on_end(peer, error)

@@ -11,15 +11,13 @@ import torch
 
 from protos import frame
 from protos.errors import InvalidFrame, NonFinite
-from protos.limits import FRAME_BYTES_MAX, STEP_ROWS_MAX
+from protos.limits import FRAME_BYTES_MAX, FRAME_HEADER_BYTES_MAX, STEP_ROWS_MAX
 
 if TYPE_CHECKING:
     from protos.manifest import Manifest
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
-# Above the 32 bytes of a frame's header with two dimensions.
-_HEADER_BYTES_MAX: Final = 64
 
 
 def encode(rows: torch.Tensor) -> bytes:
@@ -44,4 +42,4 @@ def decode(data: bytes, manifest: Manifest, count: int) -> torch.Tensor:
 def count_max(manifest: Manifest) -> int:
     """Rows of this model that fit one step's frame."""
     row_bytes = manifest.hidden * frame.ITEM_BYTES[manifest.dtype]
-    return min(STEP_ROWS_MAX, (FRAME_BYTES_MAX - _HEADER_BYTES_MAX) // row_bytes)
+    return min(STEP_ROWS_MAX, (FRAME_BYTES_MAX - FRAME_HEADER_BYTES_MAX) // row_bytes)

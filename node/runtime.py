@@ -293,7 +293,7 @@ class _Node:
 
     def _load(self) -> Load:
         used, limit = self._kv_bytes()
-        return Load(queue=self.gate.running, kv_bytes_free=limit - used)
+        return Load(queue=self.door.queue, kv_bytes_free=limit - used)
 
 
 class _Ended:

@@ -40,7 +40,7 @@ class ComputeRequest(_message.Message):
     rows: _builtins.bytes
     """a frame [T, H] in the model's dtype: what enters the experts, each row once"""
     wait_ms_max: _builtins.int
-    """the caller stops waiting then: what has not begun need not; 0: no limit"""
+    """the caller stops waiting then: what has not begun need not; 0: the receiver's own"""
     @_builtins.property
     def unit_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """the experts: sha256 of their units, each once"""

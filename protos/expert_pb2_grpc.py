@@ -45,7 +45,7 @@ class ExpertServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Compute(self, request_iterator, context):
-        """One long stream for each caller; replies carry the call's number and come in any order.
+        """One long stream for each caller; replies carry the call's number and come in the order of the calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

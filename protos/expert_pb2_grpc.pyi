@@ -34,13 +34,13 @@ class ExpertStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ExpertAsyncStub: ...
     Compute: _grpc.StreamStreamMultiCallable[_expert_pb2.ComputeRequest, _expert_pb2.ComputeReply]
-    """One long stream for each caller; replies carry the call's number and come in any order."""
+    """One long stream for each caller; replies carry the call's number and come in the order of the calls."""
 
 @_typing.type_check_only
 class ExpertAsyncStub(ExpertStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Compute: _aio.StreamStreamMultiCallable[_expert_pb2.ComputeRequest, _expert_pb2.ComputeReply]  # type: ignore[assignment]
-    """One long stream for each caller; replies carry the call's number and come in any order."""
+    """One long stream for each caller; replies carry the call's number and come in the order of the calls."""
 
 class ExpertServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -49,6 +49,6 @@ class ExpertServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_expert_pb2.ComputeRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_expert_pb2.ComputeReply], _abc.AsyncIterator[_expert_pb2.ComputeReply]]:
-        """One long stream for each caller; replies carry the call's number and come in any order."""
+        """One long stream for each caller; replies carry the call's number and come in the order of the calls."""
 
 def add_ExpertServicer_to_server(servicer: ExpertServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

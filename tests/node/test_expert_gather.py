@@ -14,7 +14,7 @@ import torch
 from coordinator.dispatch import Dispatch
 from coordinator.view import Health, Record, View
 from node import expert_gather
-from node.expert_gather import HOLDERS_TRIED_MAX, Gather
+from node.expert_gather import HOLDERS_TRIED_MAX, PAUSE_S, PAUSE_S_MAX, Gather
 from node.expert_streams import Call, Ended, Ready, Replied
 from protos import expert_pb2 as pb
 from protos.errors import ExpertsUnreachable, PeerLost, ShoalError
@@ -213,3 +213,15 @@ def test_a_holder_that_is_ready_meanwhile_is_asked_at_once(monkeypatch: pytest.M
     monkeypatch.setattr(desk, "assign", assign)
     gather(desk, monkeypatch)
     assert desk.calls == [*every.calls[:HOLDERS_TRIED_MAX], first]
+
+
+def test_the_pauses_between_tries_grow_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk({ME: range(EXPERTS - 1), PEER: [EXPERTS - 1]})
+    desk.broken.add(PEER)
+    with pytest.raises(RowsLost):
+        gather(desk, monkeypatch)
+    tries = sorted(desk.tried)
+    pauses = [after - before for before, after in itertools.pairwise(tries)]
+    assert pauses == pytest.approx(sorted(pauses))
+    assert pauses[0] == pytest.approx(PAUSE_S)
+    assert pauses[-2:] == pytest.approx([PAUSE_S_MAX] * 2)

@@ -13,7 +13,8 @@ import torch
 from toy_experts import ME, WAIT_S, Shoal, Tiny
 
 from coordinator.view import Health
-from node.expert_streams import QUEUE_MAX
+from node.expert_port import LATE_DEADLINES_MAX
+from node.expert_streams import QUEUE_MAX, Call, Replied
 from protos import expert_pb2 as pb
 from protos import frame
 from protos.errors import ExpertsUnreachable, ShoalError, ShuttingDown
@@ -139,6 +140,13 @@ def test_a_peer_that_never_answers_is_passed_by_and_not_asked_again_until_it_doe
         while shoal.calls(victim) == asked:
             assert time.monotonic() < deadline
             shoal.check(2, seed=3)
+
+
+def test_a_late_reply_counts_as_a_slow_one_and_not_for_all_the_time_that_its_peer_was_frozen(tiny: Tiny) -> None:
+    with Shoal(tiny, range(4), {"b": range(4, 8)}) as shoal:
+        call = Call(1, PeerId("b"), 1, sent_at=100.0, deadline=100.5, is_late=True)
+        shoal.port.answered(Replied(call, pb.ComputeReply(), at=100.5 + 3600))
+        assert shoal.health.score(PeerId("b")).latency_s == LATE_DEADLINES_MAX * 0.5
 
 
 def test_where_nobody_else_holds_them_a_slow_peer_is_waited_for(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from toy_experts import CALLER_KEY, WAIT_S, Holder, Tiny
 
+from node import expert_service
 from node import rows as rows_wire
 from node.status import from_rpc
 from node.turnstile import STREAMS_OF_A_PEER_MAX
@@ -211,6 +212,19 @@ def test_a_call_that_could_not_begin_in_time_is_not_computed(tiny: Tiny) -> None
         slow.go.set()
         assert running.reply().HasField("rows")
         assert not slow.begun.acquire(blocking=False)
+
+
+def test_no_call_waits_longer_than_the_receiver_lets_it(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expert_service, "WAIT_S_MAX", 0.05)
+    with holder(tiny) as (served, make):
+        slow = Slow(served)
+        running, late = make(), make()
+        running.send(request(tiny))
+        assert slow.begun.acquire(timeout=WAIT_S)
+        for wait_ms_max in (0, int(2 * WAIT_S * 1000)):
+            assert late.ask(request(tiny, wait_ms_max=wait_ms_max)).failed.code == "deadline_exceeded"
+        slow.go.set()
+        assert running.reply().HasField("rows")
 
 
 def test_a_bug_in_one_call_is_told_and_the_stream_goes_on(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from toy_experts import WAIT_S, ToyLinks
+from toy_streams import Links
 
+from node import expert_streams
 from node.expert_streams import Ended, ExpertStreams
 from node.peer_streams import PeerStreams
-from protos.errors import InvalidRequest, ShuttingDown
+from protos.errors import InvalidRequest, Overloaded, ShuttingDown
 from protos.expert_pb2_grpc import ExpertServicer, add_ExpertServicer_to_server
 from protos.ids import PeerId
 
@@ -92,20 +94,11 @@ def test_a_stream_to_a_peer_that_says_nothing_ends_when_it_is(
     assert isinstance(streams.wait(WAIT_S / 4), Ended)
 
 
-class Stuck:
-    """Links that come to no peer before they are let go."""
-
-    def __init__(self) -> None:
-        self.go = threading.Event()
-
-    def to(self, peer: PeerId, address: str) -> Any:
-        assert self.go.wait(WAIT_S)
-        raise ShuttingDown("gone")
-
-
 @pytest.mark.parametrize("kind", ["experts", "steps"])
 def test_streams_that_do_not_end_are_waited_for_together(kind: str) -> None:
-    links: Any = Stuck()
+    links: Any = Links()
+    links.open.clear()
+    links.reachable = False
     peers = [PeerId(f"peer {n}") for n in range(20)]
     streams: Any
     if kind == "experts":
@@ -119,7 +112,34 @@ def test_streams_that_do_not_end_are_waited_for_together(kind: str) -> None:
     began = time.monotonic()
     streams.close(0.2)
     took_s = time.monotonic() - began
-    links.go.set()
+    links.open.set()
     streams.close(WAIT_S)
     assert took_s < 0.2 * len(peers) / 2
     assert running() == 0
+
+
+def test_the_peers_that_are_asked_for_experts_have_a_limit(
+    streams: ExpertStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expert_streams, "STREAMS_MAX", 3)
+    now = time.monotonic()
+    others = [PeerId(f"peer {n}") for n in range(3)]
+    for peer in others[:2]:
+        streams.connect(peer, "", now)  # ends at once: nobody knows where these are
+    with pytest.raises(Overloaded, match="3 peers"):
+        streams.connect(others[2], "", now)
+    streams.drop(PEER)
+    while PEER in streams.peers():
+        assert isinstance(streams.wait(WAIT_S), Ended)
+    streams.connect(others[2], "", now)
+
+
+def test_a_peer_that_cannot_be_reached_is_tried_again_later_each_time_up_to_a_limit(streams: ExpertStreams) -> None:
+    lane = streams._lanes[PEER]
+    waits = []
+    for _ in range(20):
+        began = time.monotonic()
+        streams._over(lane, Overloaded("full"))
+        waits.append(lane.retry_at - began)
+    assert waits[0] == pytest.approx(expert_streams.RETRY_S, abs=0.05)
+    assert waits[-5:] == pytest.approx([expert_streams.RETRY_S_MAX] * 5, abs=0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,8 @@ import trio
 import trio.testing
 from toy_node import EOS, ToyWorker, answer, by_ids, door, text_files
 
-from node import request
+from coordinator.session import DeadlinePassed
+from node import generate, request
 from node.generate import ClientStalled
 from protos import inference_pb2 as pb
 from protos.errors import (
@@ -283,3 +285,37 @@ def test_defaults_come_from_the_checkpoint_and_the_request_wins() -> None:
     params = worker.opened[0].params
     assert (params.temperature, params.top_k, params.repetition_penalty) == (0.7, 3, 1.1)
     assert params.stop_tokens == (EOS,)
+
+
+def test_an_answer_remembers_so_many_notices_for_its_client_and_no_more_are_sent() -> None:
+    async def main(*, started: bool) -> int:
+        sent: list[pb.GenerateEvent] = []
+
+        async def send(event: pb.GenerateEvent) -> None:
+            await trio.lowlevel.checkpoint()
+            sent.append(event)
+
+        at = door(ToyWorker())
+        running = generate._Answer(at, request.read(by_ids(5), at.manifest, at.text), send)
+        running._started = started
+        for number in range(generate.NOTICES_MAX + 1):
+            await running._notice("peer_lost", f"peer {number} is gone", None)
+        return len(sent) + len(running._notices)
+
+    for started in (False, True):
+        assert trio.run(partial(main, started=started)) == generate.NOTICES_MAX
+
+
+def test_what_an_answer_is_told_and_does_not_look_at_has_a_limit() -> None:
+    async def main() -> int:
+        at = door(ToyWorker())
+        running = generate._Answer(at, request.read(by_ids(5), at.manifest, at.text), sleep)
+        for _ in range(generate.INBOX_MAX + 1):
+            running._inbox.put(DeadlinePassed(frozenset()))
+        await trio.testing.wait_all_tasks_blocked()
+        return len(running._inbox)
+
+    async def sleep(_: pb.GenerateEvent) -> None:
+        await trio.sleep_forever()
+
+    assert trio.run(main) == generate.INBOX_MAX

@@ -87,3 +87,13 @@ def test_the_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     warnings.simplefilter("error")
     assert str(os.getuid()) in str(presence.folder()) or sys.platform != "linux"
+
+
+def test_so_many_nodes_are_listed_and_they_are_the_newest() -> None:
+    created = psutil.Process().create_time()
+    presence.folder().mkdir(mode=0o700)
+    for number in range(presence._NODES_MAX + 2):
+        entry = presence.folder() / f"node-{number}.json"
+        entry.write_text(json.dumps({"pid": os.getpid(), "created": created, "address": f"127.0.0.1:{number + 1}"}))
+        os.utime(entry, ns=(number, number))
+    assert presence.addresses() == [f"127.0.0.1:{number + 1}" for number in range(presence._NODES_MAX + 1, 1, -1)]

@@ -14,6 +14,9 @@ from toy_server import Node, raw
 
 from node import heartbeat
 from node.client import Client
+from node.inference_service import EVENTS_AHEAD_MAX
+from node.intake import READERS_MAX
+from node.server import REFUSAL_THREADS, SPARE_CALLS_MAX
 from protos.errors import InvalidRequest, Overloaded, PeerLost, PortInUse, ShuttingDown
 from protos.inference_pb2_grpc import InferenceStub
 
@@ -233,7 +236,8 @@ def test_more_calls_than_a_server_takes_are_refused_at_once() -> None:
         channel, metadata = raw(client)
         node.worker.counting.clear()
         stub = InferenceStub(channel)
-        count = node.pools.calls_max + 10
+        streams = 1 + 2 + 1 + 3 * REFUSAL_THREADS + 3 * READERS_MAX
+        count = streams + SPARE_CALLS_MAX + 10
         calls = [stub.Info.future(pb.InfoRequest(), metadata=metadata) for _ in range(count)]
         eventually(lambda: sum(call.done() for call in calls) == 10)
         assert {call.code() for call in calls if call.done()} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
@@ -265,3 +269,25 @@ def test_nothing_comes_after_the_end_of_an_answer(monkeypatch: pytest.MonkeyPatc
             pass
         threading.Timer(0.5, closing.set_result, (None,)).start()
         assert list(call) == []
+
+
+def test_an_answer_is_so_many_events_ahead_of_its_client_at_most(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    count = 2 * EVENTS_AHEAD_MAX
+
+    async def flood(_: object, send) -> None:
+        for number in range(count):
+            await send(pb.GenerateEvent(token=pb.Token(id=number)))
+            sent.append(number)
+
+    class Context:
+        def add_callback(self, _: object) -> bool:
+            return True
+
+    monkeypatch.setattr(node.door, "generate", flood)
+    events = node.inference.Generate(by_ids(5), Context())  # type: ignore[arg-type]
+    assert next(events).token.id == 0
+    eventually(lambda: len(sent) == EVENTS_AHEAD_MAX + 1)
+    threading.Event().wait(0.1)
+    assert len(sent) == EVENTS_AHEAD_MAX + 1
+    assert [event.token.id for event in events] == list(range(1, count))

@@ -11,6 +11,7 @@ import pytest
 import trio
 from toy_swarm import LAYERS, Node, Swarm, ask, eventually, expected, ids, notices, record
 
+from coordinator import route
 from node.passage import PIECE_ROWS
 from protos.errors import ExpertsUnreachable, PeerLost, ShoalError
 from protos.ids import PeerId
@@ -267,6 +268,28 @@ def test_a_stage_whose_own_bug_breaks_a_step_is_not_asked_by_the_next_answers() 
             assert not notices(run(door, PROMPT, 2))
         assert failed == [0]
         assert "a bug of this stage" in door.known.health.score(broken.peer).last_error
+
+
+def test_a_node_that_computes_for_other_doors_is_as_busy_as_that() -> None:
+    with Swarm() as swarm:
+        busy, other = swarm.node(range(LAYERS)), swarm.node()
+        idle = swarm.node(range(LAYERS), known=False)
+        busy.worker.step = lambda made: Future()  # type: ignore[method-assign]
+        count = route.HOME_QUEUE_MAX + 1
+
+        async def main() -> None:
+            async with trio.open_nursery() as nursery:
+                for _ in range(count):
+                    nursery.start_soon(ask, other.door, PROMPT, 3)
+                await trio.to_thread.run_sync(eventually, lambda: len(busy.host) == count)
+                swarm.records[idle.peer] = record(idle, range(LAYERS))
+                assert (busy.door.queue, other.door.queue, idle.door.queue) == (count, count, 0)
+                for _ in range(8):
+                    found, _ = busy.door.plan(frozenset())
+                    assert found.stages[0].peer == idle.peer
+                nursery.cancel_scope.cancel()
+
+        trio.run(main)
 
 
 def test_when_all_is_stopped_no_thread_stays() -> None:

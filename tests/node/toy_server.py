@@ -57,7 +57,7 @@ class Node:
             self.pools = Pools(self.door.config)
             server = Server(self.door.config, self.pools, callers, certificate)
             portal = Portal(nursery, lambda: ShuttingDown("leaving"))
-            inference = InferenceService(
+            inference = self.inference = InferenceService(
                 self.door,
                 portal,
                 Clients(self.door.config.clients),

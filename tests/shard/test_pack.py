@@ -24,7 +24,7 @@ from protos.manifest import Manifest
 from shard import selfcheck
 from shard.anatomy import Anatomy
 from shard.body import parse_config
-from shard.conversion import Conversion
+from shard.conversion import NAMED_MAX, Conversion, listed
 from shard.pack import pack
 from shard.weights import UnitStore
 
@@ -510,3 +510,9 @@ def test_packing_4_gb_stays_below_two_layers_and_400_mib(tmp_path: Path) -> None
     command = [sys.executable, "-m", "bench.pack_memory", "--folder", str(tmp_path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_error_lists_the_first_few_tensors_and_how_many_more_there_are() -> None:
+    names = [f"t{number}" for number in range(NAMED_MAX + 2)]
+    assert listed(names[:NAMED_MAX]) == ", ".join(names[:NAMED_MAX])
+    assert listed(names) == ", ".join(names[:NAMED_MAX]) + " and 2 more"

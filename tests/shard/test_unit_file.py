@@ -146,6 +146,13 @@ def test_a_header_that_lies_is_refused(what: str, tmp_path: Path) -> None:
         read_header(raw(tmp_path / "u.safetensors", header, data))
 
 
+def test_a_tensor_has_so_many_dimensions_at_most(tmp_path: Path) -> None:
+    shape = (2,) + (1,) * (unit_file.RANK_MAX - 1)
+    assert read_header(raw(tmp_path / "a.safetensors", {"t": entry(shape=shape)}, bytes(8)))["t"].shape == shape
+    with pytest.raises(DamagedFileError, match=f"at most {unit_file.RANK_MAX}"):
+        read_header(raw(tmp_path / "b.safetensors", {"t": entry(shape=(*shape, 1))}, bytes(8)))
+
+
 def test_a_header_above_the_limit_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unit_file, "HEADER_BYTES_MAX", 100)
     path = raw(tmp_path / "u.safetensors", b"{}".ljust(101))
