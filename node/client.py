@@ -13,9 +13,9 @@ import grpc
 
 from node import address as addresses
 from node import status
-from node.heartbeat import SILENCE_S, Silence
 from node.identity import Identity
 from node.link import HELLO_S, Lane, Link, connect
+from node.silence import SILENCE_S, Silence
 from protos import inference_pb2 as pb
 from protos import messages
 from protos.errors import DeadlineExceeded, InvalidRequest, PeerLost, ShoalError, Unauthenticated
