@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from node.census import Census
     from node.claim import PeerHash
 
-_PICKED_EXHAUSTIVELY_MAX = 32
+# Up to so many places all are gone through, in an order by chance: tries at random would miss some.
+_PICKED_EXHAUSTIVELY = 32
 
 
 class MemberTable:
@@ -140,7 +141,7 @@ class MemberTable:
         return picked
 
     def _random_places(self, places: int, count: int) -> Iterator[int]:
-        if places <= _PICKED_EXHAUSTIVELY_MAX:
+        if places <= _PICKED_EXHAUSTIVELY:
             return iter(self._random.sample(range(places), places))
         tries = 8 * (count + 2)  # enough where half of the places are dead or holes
         return (self._random.randrange(places) for _ in range(tries))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -309,6 +310,9 @@ def test_who_is_alone_says_so_once_and_then_rarely() -> None:
         said += [effect for effect in core.handle(Tick(), now) if isinstance(effect, Alone)]
     assert said[0] == Alone(contacts.ALONE_S_FIRST, 0)
     assert [effect.for_s for effect in said[:4]] == [10.0, 70.0, 430.0, 2590.0]
+    gaps = [after.for_s - before.for_s for before, after in pairwise(said)]
+    assert max(gaps) == contacts.ALONE_S_MAX
+    assert set(gaps[3:]) == {contacts.ALONE_S_MAX}
     assert len(said) <= 28
 
 

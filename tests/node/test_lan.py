@@ -12,6 +12,7 @@ import ifaddr
 import pytest
 import structlog.testing
 import trio
+import trio.testing
 import zeroconf
 
 from node import advert, interfaces, lan
@@ -244,6 +245,48 @@ def test_interfaces_are_those_of_the_host(
 
     monkeypatch.setattr(socket, "getaddrinfo", nobody)
     assert [str(each) for each in interfaces.of_host(host)] == found
+
+
+def test_of_many_interfaces_so_many_are_used_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    ips = [ifaddr.IP(f"10.{n}.0.1", 16, "bridge") for n in range(interfaces.INTERFACES_MAX + 3)]
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: [ifaddr.Adapter("all", "all", ips)])
+    expected = [f"10.{n}.0.1/16" for n in range(interfaces.INTERFACES_MAX)]
+    assert [str(each) for each in interfaces.of_host("0.0.0.0")] == expected
+
+
+def test_of_names_that_nobody_has_read_so_many_wait_and_the_rest_is_dropped(
+    network: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lan, "NAMES_UNREAD_MAX", 3)
+    asked: list[str] = []
+
+    class Flooded:
+        """All names come while the sockets are opened, before anybody reads."""
+
+        @staticmethod
+        def open(_: object, __: object, say: Any, ___: int) -> Flooded:
+            for n in range(9):
+                say(lan._Said(f"{n}", removed=False))
+            return Flooded()
+
+        def read(self, name: str, _: object) -> None:
+            asked.append(name)
+
+        def ask(self, name: str) -> None: ...
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(lan, "_Station", Flooded)
+
+    async def main() -> None:
+        async with running(Lan(Announcement(network, _peer(), "127.0.0.1", 7001))):
+            with trio.fail_after(FIND_S):
+                while len(asked) < 3:  # noqa: ASYNC110  (nobody tells)
+                    await trio.sleep(0.001)
+            await trio.testing.wait_all_tasks_blocked()
+
+    trio.run(main)
+    assert sorted(set(asked)) == ["0", "1", "2"]
 
 
 def test_a_name_of_this_machine_is_its_addresses(adapters: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from node import reconcile
 from node.identity import peer_bytes, peer_of
 from node.network import Network, open_network
 from node.reconcile import DIGEST_BYTES, EMPTY, Digest, follow_up, reply, request
 from protos import peers_pb2 as pb
 from protos.errors import InvalidRequest, ShoalError, WrongNetwork
-from protos.limits import PEERS_MESSAGE_BYTES_MAX, RECORD_BYTES_MAX, SYNC_BUCKETS_MAX, SYNC_RECORDS_MAX
+from protos.limits import (
+    PEERS_MESSAGE_BYTES_MAX,
+    RECORD_BYTES_MAX,
+    REVOCATIONS_BYTES_MAX,
+    SYNC_BUCKETS_MAX,
+    SYNC_RECORDS_MAX,
+)
 
 if TYPE_CHECKING:
     from protos.ids import PeerId
@@ -43,7 +50,7 @@ class Toy:
         return self.signed.get(peer)
 
 
-def reconcile(asker: Toy, answerer: Toy, seed: int = 0) -> list[int]:
+def synced(asker: Toy, answerer: Toy, seed: int = 0) -> list[int]:
     """Two round trips at most; the sizes of all messages."""
     random = Random(seed)
     first = request(asker)
@@ -81,14 +88,14 @@ tables = st.dictionaries(st.sampled_from(POOL), st.integers(1, 1 << 64 - 1), max
 def test_two_tables_are_equal_after_two_round_trips(one: dict, two: dict, common: dict) -> None:
     asker, answerer = Toy(common | one), Toy(common | two)
     wanted = newest(asker, answerer)
-    reconcile(asker, answerer)
+    synced(asker, answerer)
     assert asker.sequences == answerer.sequences == wanted
-    assert len(reconcile(asker, answerer)) == 2
+    assert len(synced(asker, answerer)) == 2
 
 
 def test_equal_tables_of_ten_thousand_exchange_less_than_5_kb() -> None:
     contents = {peer: n + 1 for n, peer in enumerate(peers(10_000))}
-    sizes = reconcile(Toy(contents), Toy(contents))
+    sizes = synced(Toy(contents), Toy(contents))
     assert len(sizes) == 2
     assert sum(sizes) < 5000
 
@@ -97,20 +104,20 @@ def test_one_new_record_among_ten_thousand_costs_its_bucket() -> None:
     contents = {peer: n + 1 for n, peer in enumerate(peers(10_000))}
     asker, answerer = Toy(contents, size=300), Toy(contents, size=300)
     answerer.merge(POOL[0] + (1 << 60).to_bytes(8, "little") + bytes(260))
-    assert sum(reconcile(asker, answerer)) < 6000
+    assert sum(synced(asker, answerer)) < 6000
     assert asker.sequences == answerer.sequences
 
 
 def test_with_few_peers_the_digests_are_few() -> None:
     contents = dict.fromkeys(peers(10), 1)
-    assert sum(reconcile(Toy(contents), Toy(contents))) < 150
+    assert sum(synced(Toy(contents), Toy(contents))) < 150
 
 
 def test_what_the_asker_surely_lacks_comes_with_the_first_answer() -> None:
     asker, answerer = Toy(), Toy(dict.fromkeys(peers(100), 1))
-    assert len(reconcile(asker, answerer)) == 2
+    assert len(synced(asker, answerer)) == 2
     assert asker.sequences == answerer.sequences
-    assert len(reconcile(answerer, Toy())) == 4  # and what the answerer lacks, with the second request
+    assert len(synced(answerer, Toy())) == 4  # and what the answerer lacks, with the second request
 
 
 def test_messages_are_bounded_and_the_rest_follows() -> None:
@@ -119,11 +126,21 @@ def test_messages_are_bounded_and_the_rest_follows() -> None:
     rounds = 0
     while asker.sequences != answerer.sequences:
         before = len(asker.sequences)
-        sizes = reconcile(asker, answerer, seed=rounds)
+        sizes = synced(asker, answerer, seed=rounds)
         assert max(sizes) <= PEERS_MESSAGE_BYTES_MAX
         assert before < len(asker.sequences) <= before + 2 * SYNC_RECORDS_MAX
         rounds += 1
     assert rounds < 40
+
+
+def test_the_records_of_a_message_leave_room_for_what_it_carries_beside_them() -> None:
+    contents = dict.fromkeys(peers(SYNC_RECORDS_MAX), 1)
+    table = Toy(contents, size=RECORD_BYTES_MAX)
+    answer = reply(table, request(Toy()), Random(0))
+    carried = sum(len(data) + 4 for data in answer.records)
+    assert reconcile._RECORDS_BYTES_MAX - RECORD_BYTES_MAX - 4 < carried <= reconcile._RECORDS_BYTES_MAX
+    assert answer.ByteSize() <= reconcile._RECORDS_BYTES_MAX + 1024  # its framing, with none of the rest in it
+    assert reconcile._RECORDS_BYTES_MAX + REVOCATIONS_BYTES_MAX < PEERS_MESSAGE_BYTES_MAX
 
 
 def test_a_record_that_is_refused_does_not_keep_others_from_coming() -> None:
@@ -134,7 +151,7 @@ def test_a_record_that_is_refused_does_not_keep_others_from_coming() -> None:
     take = asker.merge
     asker.merge = lambda data: None if data[:32] in refused else take(data)
     for seed in range(20):
-        reconcile(asker, answerer, seed)
+        synced(asker, answerer, seed)
     assert asker.sequences.keys() == contents.keys() - refused
 
 
@@ -144,8 +161,8 @@ def test_peers_whose_ids_begin_alike_are_told_apart() -> None:
     others = dict.fromkeys(POOL[:20], 7)
     one, two = Toy(others | {twins[0]: 1, twins[1]: 1}), Toy(others | {twins[2]: 1})
     for seed in range(4):
-        reconcile(one, two, seed)
-        reconcile(two, one, seed)
+        synced(one, two, seed)
+        synced(two, one, seed)
     assert one.sequences.keys() >= others.keys() | {twins[0]}
     assert {*one.sequences, *two.sequences} == {*others, *twins}
 

@@ -66,8 +66,10 @@ def test_no_more_are_kept_than_fit_and_each_once_where_it_was_last(path: Path) -
 
 
 def test_who_was_not_seen_for_a_month_is_forgotten_and_so_is_who_was_seen_next_year() -> None:
-    kept = one(2, NOW - 29 * DAY)
-    assert remembered.bounded([one(1, NOW - 31 * DAY), kept, one(3, NOW + 365 * DAY)], NOW) == [kept]
+    assert remembered.AGE_S_MAX == 30 * DAY
+    kept = [one(2, NOW + remembered.AGE_S_MAX), one(1, NOW - remembered.AGE_S_MAX)]
+    lost = [one(3, NOW - remembered.AGE_S_MAX - 1), one(4, NOW + remembered.AGE_S_MAX + 1), one(5, NOW + 365 * DAY)]
+    assert remembered.bounded([*lost, *kept], NOW) == kept
 
 
 def _content(**changes: object) -> bytes:

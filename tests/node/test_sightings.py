@@ -90,8 +90,13 @@ def test_a_flood_of_names_pushes_out_no_node_and_stays_bounded() -> None:
     assert asked == sightings.ASKS_A_SECOND_MAX
     assert len(core.due(math.inf)) == sightings.NAMES_MAX
     assert list(core.addresses) == list(HERE)
-    core.noticed("x" * 256, 1.0)
-    assert "x" * 256 not in core.due(math.inf)
+
+
+def test_a_name_longer_than_dns_allows_is_not_noticed() -> None:
+    core, longest = made(), "x" * sightings.NAME_CHARS_MAX
+    core.noticed(longest, 0.0)
+    core.noticed(longest + "x", 0.0)
+    assert core.due(math.inf) == [longest]
 
 
 def test_where_every_name_is_a_node_a_new_one_waits() -> None:

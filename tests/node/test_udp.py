@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
 from node import udp
 from node.udp import LOOKUP_S, LOOKUP_S_MAX, NAMES_MAX, Udp
@@ -250,6 +251,30 @@ def test_a_resolver_that_never_answers_is_given_up(
             assert not one.send("stuck.example:7645", b"x")
             await eventually(lambda: one.send("other.example:7645", b"x"))
         stuck.set()
+
+    trio.run(main)
+
+
+def test_so_many_names_wait_to_be_looked_up_and_what_exceeds_them_is_dropped(
+    one: Udp, resolver: Resolver, time: Time
+) -> None:
+    """The one that is being looked up does not wait any more."""
+    resolver.may_answer.clear()
+    hosts = [f"n{n}.example" for n in range(udp._WAITING_MAX + 3)]
+
+    async def main() -> None:
+        async with running(one):
+            one.send("first.example:7645", b"x")
+            await eventually(lambda: resolver.asked == ["first.example"])
+            for host in hosts:
+                assert not one.send(f"{host}:7645", b"x")
+            resolver.may_answer.set()
+            await eventually(lambda: len(resolver.asked) == 1 + udp._WAITING_MAX)
+            await trio.testing.wait_all_tasks_blocked()
+            assert resolver.asked == ["first.example", *hosts[: udp._WAITING_MAX]]
+            time.now += LOOKUP_S_MAX  # who was dropped is asked for again later
+            assert not one.send(f"{hosts[-1]}:7645", b"x")
+            await eventually(lambda: resolver.asked[-1] == hosts[-1])
 
     trio.run(main)
 
