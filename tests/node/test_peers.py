@@ -20,10 +20,10 @@ from node.issuer import RECORD_GAP_S
 from node.link import connect
 from node.member import State
 from node.network import open_network, permissioned
-from node.peers_service import SYNC_BURST
+from node.peers_service import CALLERS_MAX, SYNC_BURST
 from node.record import Held
 from protos import peers_pb2 as pb
-from protos.errors import GrantMissing, InvalidRequest, Overloaded, PeerLost, PermissionDenied, ShoalError, WrongNetwork
+from protos.errors import FrameTooLarge, GrantMissing, Overloaded, PeerLost, PermissionDenied, ShoalError, WrongNetwork
 from protos.limits import DIAL_BACKS_AT_ONCE_MAX, PEERS_MESSAGE_BYTES_MAX
 from protos.peers_pb2_grpc import PeersStub
 
@@ -285,7 +285,7 @@ def test_a_push_pull_beyond_the_limit_is_refused() -> None:
     with PeerNode() as one, PeerNode() as two:
         link = connect(two.identity, one.address)
         request = pb.SyncRequest(records=[bytes(PEERS_MESSAGE_BYTES_MAX)])
-        with pytest.raises(InvalidRequest, match=str(PEERS_MESSAGE_BYTES_MAX)):
+        with pytest.raises(FrameTooLarge, match=str(PEERS_MESSAGE_BYTES_MAX)):
             link.call(lambda channel: PeersStub(channel).Sync, request, timeout_s=5.0)
         link.close()
 
@@ -304,6 +304,21 @@ def test_who_asks_for_push_pulls_without_end_is_held_back_alone() -> None:
         ask(other)
         link.close()
         other.close()
+
+
+def test_of_more_callers_than_are_counted_the_one_heard_longest_ago_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert CALLERS_MAX == 4096
+    monkeypatch.setattr("node.peers_service.CALLERS_MAX", 2)
+    with PeerNode() as one, PeerNode() as two, PeerNode() as three, PeerNode() as four:
+        links = [connect(each.identity, one.address) for each in (two, three, four)]
+        request = pb.SyncRequest(network=open_network().id)
+        for link in links:
+            link.call(lambda channel: PeersStub(channel).Sync, request, timeout_s=5.0)
+        assert list(one.service._syncs._buckets) == [three.peer, four.peer]
+        for link in links:
+            link.close()
 
 
 def test_peers_and_sequences_of_the_last_run_are_remembered(tmp_path: Path) -> None:
