@@ -19,7 +19,6 @@ from node.expert_streams import Call, Ended, Ready, Replied
 from protos import expert_pb2 as pb
 from protos.errors import ExpertsUnreachable, PeerLost, ShoalError
 from protos.ids import PeerId
-from protos.limits import RECORDS_MAX
 from shard.experts import Pairs, RowsLost
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ ME, PEER, OTHER = PeerId("me"), PeerId("b"), PeerId("c")
 EXPERTS = 8
 WAIT_S = 10.0
 DEADLINE_S = 0.1
+HOLDERS = 1024
 
 
 class Desk:
@@ -173,8 +173,8 @@ def test_a_call_that_broke_while_this_node_computed_goes_elsewhere_and_is_not_la
 
 
 def crowd() -> Desk:
-    """Everybody holds the last expert, and nobody takes a call."""
-    holders = [PeerId(f"peer {n}") for n in range(RECORDS_MAX)]
+    """Everybody holds the last expert, and nobody takes a call; as many as have their turn while a layer waits."""
+    holders = [PeerId(f"peer {n}") for n in range(HOLDERS)]
     desk = Desk({ME: range(EXPERTS - 1)} | {peer: [EXPERTS - 1] for peer in holders})
     desk.broken.update(holders)
     desk.answers = True

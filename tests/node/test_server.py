@@ -250,8 +250,9 @@ def test_a_heartbeat_comes_while_there_is_nothing_else_to_say(monkeypatch: pytes
     with Node(sessions_max=1) as node, Client(node.address) as client:
         node.worker.stuck = True
         channel, metadata = raw(client)
-        first, second = (InferenceStub(channel).Generate(by_ids(5, max_tokens=2), metadata=metadata) for _ in range(2))
+        first = InferenceStub(channel).Generate(by_ids(5, max_tokens=2), metadata=metadata)
         kinds = [next(first).WhichOneof("event") for _ in range(4)]
+        second = InferenceStub(channel).Generate(by_ids(5, max_tokens=2), metadata=metadata)
         assert kinds == ["started", "heartbeat", "heartbeat", "heartbeat"]
         assert [next(second).WhichOneof("event") for _ in range(3)] == ["heartbeat"] * 3  # it waits for a place
         first.cancel()
