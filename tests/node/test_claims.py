@@ -55,7 +55,7 @@ def exchange(asker: Claims, answerer: Claims) -> int:
     return len(theirs) + len(newer)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(words, words, words)
 def test_two_books_say_the_same_of_all_who_are_there(one: dict, two: dict, common: dict) -> None:
     asker, answerer = book(common | one), book(common | two)

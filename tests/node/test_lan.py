@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import secrets
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ifaddr
@@ -68,17 +69,18 @@ def test_junk_beside_a_node_is_nobody_and_ends_nothing(network: bytes) -> None:
     async def main() -> None:
         with trio.fail_after(FIND_S):
             async with running(Lan(Announcement(network, anna, "127.0.0.1", 7001))) as heard:
-                await in_thread(announce)
+                async with trio.open_nursery() as nursery:
+                    for said in records:
+                        nursery.start_soon(in_thread, partial(announce, said))
                 async with running(Lan(Announcement(network, bert, "127.0.0.1", 7002))):
                     assert await heard.receive() == Found(Source.LAN, f"127.0.0.1:7002#{bert}")
 
-    def announce() -> None:
-        for said in records:
-            name = f"{secrets.token_hex(8)} ä.{advert.SERVICE}"
-            info = zeroconf.ServiceInfo(
-                advert.SERVICE, name, 7003, properties=said, parsed_addresses=["127.0.0.1"], server=f"{name[:8]}.local."
-            )
-            junk.register_service(info, cooperating_responders=True)
+    def announce(said: Any) -> None:
+        name = f"{secrets.token_hex(8)} ä.{advert.SERVICE}"
+        info = zeroconf.ServiceInfo(
+            advert.SERVICE, name, 7003, properties=said, parsed_addresses=["127.0.0.1"], server=f"{name[:8]}.local."
+        )
+        junk.register_service(info, cooperating_responders=True)
 
     try:
         trio.run(main)

@@ -48,13 +48,18 @@ def test_a_damaged_file_is_a_problem_and_no_marks(path: Path) -> None:
         assert str(path) in found.problem.message
 
 
-def test_a_file_is_bounded_when_it_is_written_and_when_it_is_read(path: Path) -> None:
-    many = {peer_of(n.to_bytes(32, "big")): Mark(1, bytes(16), n) for n in range(MARKS_MAX + 1)}
+def test_a_file_is_bounded_when_it_is_written_and_when_it_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a few marks, with as many bytes for each as the real limits have."""
+    few = 100
+    bytes_max = marks_file.FILE_BYTES_MAX - (MARKS_MAX - few) * marks_file._ENTRY.size
+    monkeypatch.setattr(marks_file, "FILE_BYTES_MAX", bytes_max)
+    monkeypatch.setattr(marks_file, "MARKS_MAX", few)
+    many = {peer_of(n.to_bytes(32, "big")): Mark(1, bytes(16), n) for n in range(few + 1)}
     marks_file.save(path, many)
     kept = marks_file.load(path).marks
-    assert len(kept) == MARKS_MAX
+    assert len(kept) == few
     assert peer_of(bytes(32)) not in kept
-    assert path.stat().st_size == marks_file.FILE_BYTES_MAX
+    assert path.stat().st_size == bytes_max
     with path.open("ab") as file:
         file.write(b"x")
     assert "too large" in marks_file.load(path).problem.message

@@ -602,14 +602,14 @@ requests = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(requests)
 def test_any_request_is_answered_or_a_typed_error(message: pb.SyncRequest) -> None:
     with contextlib.suppress(ShoalError):
         assert answer(FUZZED, message, KNOWN[0].peer).network == NETWORK
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.binary(max_size=200))
 def test_any_bytes_that_are_a_request_are_answered_or_a_typed_error(data: bytes) -> None:
     with contextlib.suppress(DecodeError, ShoalError):
@@ -632,7 +632,7 @@ replies = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(replies, replies)
 def test_any_replies_end_a_push_pull_or_are_a_typed_error(first: pb.SyncReply, last: pb.SyncReply) -> None:
     asking = FUZZED.gossip.push_pull

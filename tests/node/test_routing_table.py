@@ -246,7 +246,7 @@ def small(records_max: int = 8, newcomers_max: int = 6) -> RoutingTable:
     return RoutingTable(records_max=records_max, newcomers_max=newcomers_max)
 
 
-def test_ten_thousand_invented_identities_push_out_nobody_who_was_reached() -> None:
+def test_thousands_of_invented_identities_push_out_nobody_who_was_reached() -> None:
     table = small(records_max=64, newcomers_max=48)
     known = crowd(8, seed=1)
     table.merge(record(ME), NOW)
@@ -257,14 +257,14 @@ def test_ten_thousand_invented_identities_push_out_nobody_who_was_reached() -> N
     for one in honest:
         table.merge(record(one), NOW, "another friend")
     refused = 0
-    for n, one in enumerate(crowd(10_000, seed=3)):
+    for n, one in enumerate(crowd(2_000, seed=3)):
         try:
-            table.merge(record(one, life_s=86_000), NOW + n // 500 * WINDOW_S, "a liar")
+            table.merge(record(one, life_s=86_000), NOW + n // 100 * WINDOW_S, "a liar")
         except Overloaded:
             refused += 1
         assert len(table.records()) <= 64
     assert {ME.peer, *(one.peer for one in known + honest)} <= set(table.records())
-    assert refused == 10_000 - (48 - 8)
+    assert refused == 2_000 - (48 - 8)
     assert set(table.marks()) == {ME.peer, *(one.peer for one in known)}
     assert isinstance(table.merge(record(OTHER), NOW, "a third friend"), Accepted)
 
