@@ -25,13 +25,20 @@ if TYPE_CHECKING:
     from node.profile import Profile
     from tests.sim.host import Datagram
     from tests.sim.machine import Machine
+    from tests.sim.network import Call
 
 # A datagram of IPv4 has so much in front of it; the tables count payload and headers.
 HEADER_BYTES = 28
 
 
 class ConvergedHost(Host):
-    """A push-pull carries only what differs from the census."""
+    """A push-pull carries only what differs from the census; a newcomer, who has none, gets all."""
+
+    def asked(self, call: Call, now: float) -> list[Any]:
+        if call.process.has_census:
+            return super().asked(call, now)
+        self._machine.reply(call, super().offer())
+        return self._learn(call.content, now)
 
     def offer(self) -> Offer:
         differing = tuple(member.claim for _, member in self.core.differences() if member is not None)
@@ -78,7 +85,7 @@ class Meter(Watcher):
 
 
 class Converged:
-    """`nodes` of them, at time 0; the first `slow` ones are blocked for `blocked_s` and open for `open_s` on average."""
+    """`nodes` of them, at time 0; the first `slow` are blocked for `blocked_s` and open for `open_s` on average."""
 
     def __init__(
         self,

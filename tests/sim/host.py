@@ -125,6 +125,10 @@ class Host:
         return self.core.handle(RecordIssued(page.sequence), now)
 
     @property
+    def has_census(self) -> bool:
+        return len(self._census) > 0
+
+    @property
     def has_gone(self) -> bool:
         return self.leaving and self.core.deadline is None
 

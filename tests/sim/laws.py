@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Believed = dict[bytes, tuple[State, Claim]]
 
 
-class LawBroken(AssertionError):
+class LawBroken(AssertionError):  # noqa: N818 - what it says is the name
     """Says which law, who broke it, and when."""
 
 
@@ -50,7 +50,7 @@ class _Seen:
 
 
 class Laws(Watcher):
-    """`dead_s_max`: how long a live and reachable peer may be thought dead.  `evil`: machines whose word is not ours."""
+    """`dead_s_max`: how long a live and reachable peer may be thought dead.  `evil`: whose word is not ours."""
 
     def __init__(self, notary: Notary, dead_s_max: float, evil: frozenset[int] = frozenset()) -> None:
         self.network: Network  # set by who makes both

@@ -1,7 +1,7 @@
 """Villain: what a malicious peer does with the powers that it really has.
 
-Law: it signs with its own pen alone.  It hears all datagrams of the network, as somebody on the path would, and may send
-any of them again; it speaks the protocol as a member; it keeps an honest process running underneath.
+Law: it signs with its own pen alone.  It hears all datagrams of the network, as somebody on the path would, and may
+send any of them again; it speaks the protocol as a member; it keeps an honest process running underneath.
 """
 
 from __future__ import annotations
