@@ -72,6 +72,7 @@ SYNCS_AT_ONCE_MAX: Final = 4
 """Push-pulls that this node has begun; each holds a thread for a few seconds at most."""
 
 SYNCS_WAITING_MAX: Final = 16
+"""Those that wait for their turn; what comes beyond it is dropped, and wanted again if it still matters."""
 
 HOST_PER_S: Final = 1000.0
 """Datagrams a second that are looked at from one host: what a hundred nodes behind one address send, and 0.1 s of
@@ -275,17 +276,21 @@ class Gossip:
             self.handle(Tick())
 
     async def _begin_syncs(self, syncs: Inbox[PeerHash], nursery: trio.Nursery) -> None:
+        free = trio.Semaphore(SYNCS_AT_ONCE_MAX)
         while True:
+            await free.acquire()
             peer = await syncs.get()
-            if len(self._syncing) < SYNCS_AT_ONCE_MAX and peer not in self._syncing:
-                self._syncing.add(peer)
-                nursery.start_soon(self._sync, peer)
+            while peer in self._syncing:
+                peer = await syncs.get()
+            self._syncing.add(peer)
+            nursery.start_soon(self._sync, peer, free)
 
-    async def _sync(self, peer: PeerHash) -> None:
+    async def _sync(self, peer: PeerHash, free: trio.Semaphore) -> None:
         try:
             await in_thread(partial(self._guarded, partial(self._sync_with, peer)), abandon=True)
         finally:
             self._syncing.discard(peer)
+            free.release()
 
     async def _look_after(self) -> None:
         """What only time brings."""
