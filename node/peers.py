@@ -168,6 +168,7 @@ class Peers:
         """Whoever routed through a node that cannot be called would only lose time."""
         self._withheld = why is not None
         self.roster.offer(why is None)
+        self.gossip.set_deaf(why is not None)
         if why is None:
             log.get("peers").info("other nodes reach this one now: it serves what it holds", address=self.address)
         else:

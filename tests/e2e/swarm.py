@@ -140,6 +140,11 @@ class Node:
     def errors(self) -> str:
         return (self.folder / "stderr").read_text()
 
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Lines of its log that begin so."""
+        lines = [json.loads(line) for line in self.errors.splitlines() if line.startswith("{")]
+        return [line for line in lines if str(line["event"]).startswith(event)]
+
     def send(self, number: signal.Signals) -> None:
         assert not self.has_ended
         os.kill(self.pid, number)
@@ -201,11 +206,13 @@ class Swarm:
         settings: dict[str, object] | None = None,
         ports: Sequence[int] | None = None,
         advertise: Sequence[str] | None = None,
+        joins: Sequence[Sequence[int]] | None = None,
         plaintext: bool = False,
     ) -> None:
         """naughty: the nodes that can be ordered to misbehave; None: all.  settings: SHOAL_* of every node.
 
-        advertise: what the others call each node by, where that is not the port that it listens on.
+        advertise: what the others call each node by, where that is not the port that it listens on.  joins: the nodes
+        that each is told to join, itself perhaps among them; None: all before it.
         """
         ports = ports or free_ports(len(holds))
         called = advertise or [f"127.0.0.1:{port}" for port in ports]
@@ -217,7 +224,8 @@ class Swarm:
             arguments += ["--threads", "1", "--identity", str(place / "node.key"), "--log-format", "json", *options]
             arguments += ["--plaintext"] * plaintext
             arguments += [word for part in hold for word in ("--hold", part)]
-            arguments += [word for address in called[:number] for word in ("--join", address)]
+            known = range(number) if joins is None else joins[number]
+            arguments += [word for other in known for word in ("--join", called[other])]
             able = naughty is None or number in naughty
             environment = {f"SHOAL_{name.upper()}": str(value) for name, value in (QUICK | (settings or {})).items()}
             address = f"127.0.0.1:{ports[number]}"
@@ -247,12 +255,29 @@ class Swarm:
 
     def settle(self) -> None:
         """Waits until every node is there and sees every other one alive."""
-        running = [node for node in self.nodes if not node.has_ended]
+        running = [node for node in self.nodes if node.pid and not node.has_ended]
         for node in running:
-            node.wait_ready()
-            node.peer = node.peer or self.peers(node.number).peer_id
+            self.meet(node)
         for node in running:
             until(lambda node=node: self._sees_all(node), START_S, lambda node=node: self._unseen(node))  # type: ignore[misc]
+
+    def meet(self, node: Node) -> None:
+        """Waits until it is there, and asks who it is."""
+        node.wait_ready()
+        node.peer = node.peer or self.peers(node.number).peer_id
+
+    def move(self, node: Node) -> None:
+        """From now on its place is another port, where it has not been started yet."""
+        assert node.has_ended
+        self._forget(node)
+        (port,) = free_ports(1)
+        for option, value in (("--port", str(port)), ("--advertise", f"127.0.0.1:{port}")):
+            node.arguments[node.arguments.index(option) + 1] = value
+        node.address = f"127.0.0.1:{port}"
+
+    def status(self, number: int, of: Node) -> pb.PeerStatus:
+        """What node `number` says of another; empty: it does not know it."""
+        return next((peer for peer in self.peers(number).peers if peer.peer_id == of.peer), pb.PeerStatus())
 
     def restart(self, *nodes: Node) -> None:
         """Killed nodes come back with the same identities and addresses."""
@@ -296,7 +321,7 @@ class Swarm:
 
     def _sees_all(self, node: Node) -> bool:
         states = self._states(node)
-        others = [other.peer for other in self.nodes if other is not node and not other.has_ended]
+        others = [other.peer for other in self.nodes if other is not node and other.pid and not other.has_ended]
         return all(states.get(peer) == "alive" for peer in others)
 
     def _unseen(self, node: Node) -> str:

@@ -28,6 +28,7 @@ from node.member import State
 from node.membership import (
     Answered,
     Changed,
+    Deaf,
     Doubt,
     Forget,
     Forgotten,
@@ -97,6 +98,33 @@ def test_nodes_that_answer_are_never_suspected() -> None:
     shoal.run(60)
     assert not of((effect for _, _, effect in shoal.effects), Changed)
     assert {node.health for node in shoal.nodes.values()} == {0}
+
+
+def test_a_node_that_no_answer_reaches_accuses_nobody_and_goes_by_what_others_say() -> None:
+    shoal = Shoal(5)
+    shoal.cut = lambda _from, to: to == peer(3)
+    shoal._meet = lambda one, other: one == peer(3) or peer(3) not in (one, other)
+    shoal.run(3)
+    assert State.SUSPECT in [shoal.state(n, at=3) for n in (0, 1, 2, 4)]
+    shoal.tell(3, Deaf(True))
+    shoal.tell(3, Deaf(True))
+    assert [shoal.state(n, at=3) for n in (0, 1, 2, 4)] == [State.ALIVE] * 4
+    shoal.tell(3, Doubt(peer(1)))
+    shoal.effects.clear()
+    shoal.run(120)
+    changes = of((effect for _, who, effect in shoal.effects if who == peer(3)), Changed)
+    assert State.DEAD not in {change.after for change in changes}
+    assert [shoal.state(n, at=3) for n in (0, 1, 2, 4)] == [State.ALIVE] * 4
+    assert [shoal.state(3, at=n) for n in (0, 1, 2, 4)] == [State.DEAD] * 4
+    assert {n: shoal.state(n, at=0) for n in (1, 2, 4)} == dict.fromkeys((1, 2, 4), State.ALIVE)
+    shoal.stop(4)
+    shoal.run(240)
+    assert shoal.state(4, at=3) is State.DEAD
+    del shoal._meet
+    shoal.cut = lambda _from, _to: False
+    shoal.tell(3, Deaf(False))
+    shoal.run(5)
+    assert [shoal.state(3, at=n) for n in (0, 1, 2)] == [State.ALIVE] * 3
 
 
 @pytest.mark.parametrize("profile", [LAN, PLAIN_SWIM, MEMBERLIST_LAN], ids=["LAN", "plain", "memberlist"])
