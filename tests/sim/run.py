@@ -17,6 +17,7 @@ from tests.sim.laws import LawBroken, Laws
 from tests.sim.links import Cut, Links
 from tests.sim.network import Network, Watcher
 from tests.sim.notary import Notary
+from tests.sim.table import Table
 from tests.sim.troubles import (
     Arrival,
     ClockStep,
@@ -103,6 +104,7 @@ class Run:
         profile: Profile = LAN,
         tells: bool = False,
         dead_s_max: float = DEAD_S_MAX,
+        real_records: bool = False,
     ) -> None:
         self.scenario = scenario
         self.notary = Notary()
@@ -115,6 +117,7 @@ class Run:
         self._core = core
         self._profile = profile
         self._starts = 0
+        self._real_records = real_records
         self._pens = [self.notary.pen(f"{scenario.seed} {number}") for number in range(scenario.hosts)]
         for number, pen in enumerate(self._pens):
             machine = self.network.add()
@@ -175,6 +178,8 @@ class Run:
         self._starts += 1
         luck = dice.stream(self.scenario.seed, "node", number, self._starts)
         seeds = tuple(self.network.machines[seed].address for seed in self.scenario.seeds[number])
+        if disk is None and self._real_records:
+            disk = Disk(0, Table(self.notary))
         host = Host(self._pens[number], self.notary, luck, seeds=seeds, disk=disk, profile=self._profile)
         host.core_class = self._core
         self.network.machines[number].start(host)
