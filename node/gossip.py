@@ -94,6 +94,9 @@ GREETINGS_AT_ONCE_MAX: Final = 16
 PUSH_FANOUT: Final = 3
 """Push-pulls that are begun at once for what cannot wait."""
 
+TOLD_MAX: Final = 100
+"""Members beyond which the log's debug alone tells of a new one: who joins ten thousand must not log as many lines."""
+
 ROUND_S: Final = 0.5
 """Between two looks at what only time brings: records that expire or are due, newcomers that have not answered."""
 
@@ -372,7 +375,8 @@ class Gossip:
         if after is State.ALIVE:
             self._greet[peer] = None
         logger = log.get("gossip")
-        tell = logger.debug if State.SUSPECT in (before, after) and after is not State.DEAD else logger.info
+        is_small = State.SUSPECT in (before, after) and after is not State.DEAD
+        tell = logger.debug if is_small or (before is None and len(self._core) > TOLD_MAX) else logger.info
         tell("a peer is " + after.name.lower(), peer=id_of(peer), before="" if before is None else before.name.lower())
 
     def _greet_some(self) -> None:

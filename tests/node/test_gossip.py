@@ -26,6 +26,7 @@ from node.gossip import (
     STRANGERS_MAX,
     SYNCS_AT_ONCE_MAX,
     SYNCS_WAITING_MAX,
+    TOLD_MAX,
 )
 from node.grant import Grant
 from node.identity import Identity
@@ -432,6 +433,23 @@ def test_newcomers_are_greeted_a_few_at_once_and_the_others_round_by_round(one: 
     assert len(of(one.sent(), Ping)) == GREETINGS_AT_ONCE_MAX
     assert not one.gossip._greet
     assert len(one.roster.unanswered(one.gossip._random, 1000)) == len(crowd)
+
+
+def test_who_joins_a_crowd_fills_no_log_and_hears_of_every_death(
+    known: One, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    known.knows(Person.create())
+    assert told(capsys, "a peer is alive") == 1
+    known.knows(*(Person.create() for _ in range(TOLD_MAX)))
+    assert told(capsys, "a peer is alive") == 0
+    tick_until(known, known.clock.now + 60.0)
+    assert told(capsys, "a peer is dead") > 0
+
+
+def told(capsys: pytest.CaptureFixture[str], what: str) -> int:
+    """How many lines of the log that a person sees say so."""
+    return sum("[info" in line and what in line for line in "".join(capsys.readouterr()).splitlines())
 
 
 def test_this_nodes_newest_claim_is_in_its_digests_at_once(known: One, clock: Clock) -> None:
