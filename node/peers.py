@@ -152,6 +152,7 @@ class Peers:
         finally:
             with trio.CancelScope(shield=True):
                 await self._save_marks()
+                await in_thread(self._look_at_lists)
 
     async def leave(self) -> None:
         """Says good-bye.  What is held is no longer offered."""
