@@ -66,8 +66,19 @@ class Hatchery:
         self._reader.join(END_S)
         self._process.stdout.close()
 
-    def hatch(self, arguments: Sequence[str], folder: Path, environment: dict[str, str], *, naughty: bool) -> int:
-        """The pid of a new `shoal` with these arguments, whose stdout and stderr are files in `folder`."""
+    def hatch(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: dict[str, str],
+        *,
+        naughty: bool = False,
+        namespace: str = "",
+    ) -> int:
+        """The pid of a new `shoal` with these arguments, whose stdout and stderr are files in `folder`.
+
+        `namespace`: of the network, by its name; empty: this process's own.
+        """
         self._ready.result(START_S)
         number = next(self._numbers)
         started = self._started[number] = Future()
@@ -77,6 +88,7 @@ class Hatchery:
             "folder": str(folder),
             "environment": environment,
             "deeds": str(folder) if naughty else "",
+            "namespace": namespace,
         }
         assert self._process.stdin is not None
         with self._lock:
@@ -117,6 +129,7 @@ class Node:
     naughty: bool
     hatchery: Hatchery
     environment: dict[str, str] = field(default_factory=dict)
+    namespace: str = ""
     pid: int = 0
     peer: str = ""
     pids: list[int] = field(default_factory=list)
@@ -125,7 +138,9 @@ class Node:
         """Returns before it is ready."""
         (self.folder / "stdout").write_bytes(b"")
         environment = _environment(self.folder) | self.environment
-        self.pid = self.hatchery.hatch(self.arguments, self.folder, environment, naughty=self.naughty)
+        self.pid = self.hatchery.hatch(
+            self.arguments, self.folder, environment, naughty=self.naughty, namespace=self.namespace
+        )
         self.pids.append(self.pid)
 
     def wait_ready(self) -> None:
@@ -395,6 +410,16 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def says(hatchery: Hatchery, folder: Path, *command: str, namespace: str = "", exit_code: int = 0) -> str:
+    """What a `shoal` that ends by itself prints on stdout.  Its homes are in `folder`."""
+    for name in ("stdout", "stderr"):
+        (folder / name).write_bytes(b"")
+    pid = hatchery.hatch(command, folder, _environment(folder), namespace=namespace)
+    ended = hatchery.ended(pid).result(START_S)
+    assert ended == exit_code, f"{ended}: {(folder / 'stderr').read_text()}"
+    return (folder / "stdout").read_text().strip()
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import pytest
-from swarm import Swarm, until
+from swarm import Swarm, says, until
 
 from node import status
 from node.identity import Identity
@@ -32,13 +32,7 @@ class Operator:
 
     def says(self, *command: str) -> str:
         """What `shoal` prints for it."""
-        for name in ("stdout", "stderr"):
-            (self.folder / name).write_bytes(b"")
-        environment = {f"XDG_{name}_HOME": str(self.folder / name.lower()) for name in ("CONFIG", "DATA", "CACHE")}
-        pid = self.hatchery.hatch(command, self.folder, environment, naughty=False)
-        exit_code = self.hatchery.ended(pid).result(ENDED_S)
-        assert exit_code == 0, (self.folder / "stderr").read_text()
-        return (self.folder / "stdout").read_text().strip()
+        return says(self.hatchery, self.folder, *command)
 
     @property
     def key(self) -> Path:
