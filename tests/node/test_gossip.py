@@ -738,6 +738,24 @@ def test_a_list_of_revocations_that_is_new_goes_to_a_few_at_once() -> None:
     trio.run(main)
 
 
+def test_a_node_that_cannot_be_called_asks_by_push_pulls_since_no_answer_reaches_it() -> None:
+    async def main() -> None:
+        one = One(Virtual())
+        person = Person.create()
+        one.knows(person)
+        one.gossip.set_deaf(True)
+        asked = []
+        one.gossip._sync_with = lambda peer: asked.append(id_of(peer))
+        one.sent()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(one.gossip.run)
+            await eventually(lambda: person.peer in asked)
+            nursery.cancel_scope.cancel()
+        assert not of(one.sent(), Ping)
+
+    trio.run(main)
+
+
 async def eventually(holds: Callable[[], bool]) -> None:
     with trio.fail_after(WAIT_S):
         while not holds():  # noqa: ASYNC110  (threads do it, and tell nobody)
