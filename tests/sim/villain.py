@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from node.claim import Claim, Suspicion, sign_claim, sign_suspicion
 from node.message import Ack, Gossip, Ping
+from protos.limits import INCARNATION_MAX
 from tests.sim.host import NETWORK, Datagram, Offer
 from tests.sim.network import Network, Watcher
 from tests.sim.troubles import Malice
@@ -27,7 +28,7 @@ ACT_PERIOD_S = 0.25
 HEARD_MAX = 200
 FLOOD_DATAGRAMS = 40  # each period
 INVENTED_MAX = 12  # identities that one villain shows with records
-HIGHEST = 2**64 - 1
+HIGHEST = INCARNATION_MAX  # what is above does not pass the reader of datagrams
 
 
 class Wiretap(Watcher):
