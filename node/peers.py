@@ -110,9 +110,9 @@ class Peers:
         """See Roster.view."""
         return self.roster.view(model_id)
 
-    def status(self) -> list[inference_pb2.PeerStatus]:
+    def status(self, size: Callable[[Held], int] = lambda _: 0) -> list[inference_pb2.PeerStatus]:
         """See Roster.status."""
-        return self.roster.status()
+        return self.roster.status(size)
 
     def contacts(self) -> list[Status]:
         """Where other nodes are looked for, and what came of it."""
