@@ -7,8 +7,8 @@ How to read it.  Nodes start converged and run for a while; then nodes that are 
 A false death is one node's conclusion that a live node is dead: about nodes that are not slow, per node and hour,
 counted at every node ("at any") and at those that are not slow ("at well"); "of slow" are conclusions about slow
 nodes.  A slow node is Lifeguard's: its timers run, and its messages wait, in and out, while it is blocked.  Bytes are
-UDP payload and headers that a node sends in a second, deaths and all; push-pull is not counted.  All is virtual time,
-so the machine's speed changes nothing but the wait.
+UDP payload and headers that a node sends in a second, first before anybody crashed ("quiet"), then over the whole run;
+push-pull is not counted.  All is virtual time, so the machine's speed changes nothing but the wait.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 WAYS: dict[str, Profile] = {"ours": LAN, "plain SWIM": PLAIN_SWIM, "memberlist": MEMBERLIST_LAN}
 HEAD = ("nodes", "loss", "slow", "", "first p50", "p99", "all p50", "p99", "false/h at any", "at well", "of slow",
-        "packets/s", "bytes/s")  # fmt: skip
+        "quiet packets/s", "bytes/s", "packets/s", "bytes/s")  # fmt: skip
 WARM_S = 5.0
 CRASH_EVERY_S = 1.0
 # A crash that nobody has concluded by then counts as this long.
@@ -62,6 +62,9 @@ class Figures:
     false_slow: int = 0
     datagrams: int = 0
     sent_bytes: int = 0
+    quiet_seconds: float = 0.0
+    quiet_datagrams: int = 0
+    quiet_bytes: int = 0
     cpu_s: float = 0.0
 
 
@@ -132,8 +135,11 @@ def _run(cell: Cell, arguments: argparse.Namespace, seed: int, crashes: int, fig
         blocked_s=arguments.blocked_s,
         open_s=arguments.open_s,
     )
-    swarm.run_for(WARM_S)
     swarm.meter.counts = True
+    swarm.run_for(WARM_S)
+    figures.quiet_seconds += cell.nodes * WARM_S
+    figures.quiet_datagrams += swarm.meter.datagrams
+    figures.quiet_bytes += swarm.meter.sent_bytes
     began_s = swarm.network.now
     victims = swarm.luck.sample(range(slow, cell.nodes), crashes)
     dead = []
@@ -143,7 +149,7 @@ def _run(cell: Cell, arguments: argparse.Namespace, seed: int, crashes: int, fig
     _wait(swarm, dead)
     if cell.nodes < MANY:
         swarm.run_for(max(0.0, began_s + arguments.watch_s - swarm.network.now))
-    _count(swarm, dead, swarm.network.now - began_s, cell.nodes, figures)
+    _count(swarm, dead, swarm.network.now - began_s + WARM_S, cell.nodes, figures)
 
 
 def _wait(swarm: Converged, dead: list[bytes]) -> None:
@@ -177,6 +183,8 @@ def row(cell: Cell, figures: Figures) -> list[str]:
         cell.way,
         *(f"{part(values, share):.1f}" for values in (figures.first_s, figures.all_s) for share in (0.5, 0.99)),
         *(f"{count / figures.node_hours:.3g}" for count in (figures.false_any, figures.false_well, figures.false_slow)),
+        f"{figures.quiet_datagrams / figures.quiet_seconds:.1f}",
+        f"{figures.quiet_bytes / figures.quiet_seconds:,.0f}",
         f"{figures.datagrams / node_seconds:.1f}",
         f"{figures.sent_bytes / node_seconds:,.0f}",
     ]
