@@ -628,7 +628,7 @@ class Membership:
             timer = self._timers.get(peer)
             if timer is None:
                 continue
-            due = timer.deadline(1 + self._health if self._profile.suspicion_health else 1)
+            due = timer.deadline(min(1.0 + self._health, self._profile.suspicion_stretch_max))
             if due > now:
                 heapq.heappush(self._expiries, (min(due, now + self._profile.probe_period_s), peer))
             else:

@@ -532,7 +532,7 @@ def test_a_ping_to_a_suspect_carries_the_suspicion_first_and_without_buddies_it_
 
 
 def test_local_ill_health_gives_suspects_more_time() -> None:
-    plain, patient = (core(0, census(60), profile=replace(QUIET, suspicion_health=on)) for on in (False, True))
+    plain, patient = (core(0, census(60), profile=replace(QUIET, suspicion_stretch_max=most)) for most in (1.0, 4.0))
     died = []
     for node in (plain, patient):
         effects = [(0.0, e) for e in node.handle(Received(peer(2), Gossip((suspicion(1, 2),))), 0.0)]
