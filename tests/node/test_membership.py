@@ -170,7 +170,7 @@ def test_a_healed_partition_is_found_and_everybody_lives_again() -> None:
     shoal.cut = lambda a, b: (a in {peer(0), peer(1)}) != (b in {peer(0), peer(1)})
     shoal.run(60)
     assert shoal.state(0, at=3) == State.DEAD
-    assert shoal.state(3, at=0) == State.SUSPECT  # who is ill, as the few are here, is slow to call others dead
+    assert shoal.state(3, at=0) == State.DEAD  # the few are ill, and gave others half as much time again, no more
     assert shoal.state(4, at=3) == State.ALIVE
     shoal.cut = lambda _a, _b: False
     shoal.run(30)
@@ -540,7 +540,7 @@ def test_local_ill_health_gives_suspects_more_time() -> None:
             now = node.deadline
             effects += [(now, e) for e in node.handle(Tick(), now)]
         died.append(now)
-    assert died[1] > 2 * died[0]
+    assert died[1] > 1.5 * died[0]
 
 
 # --- refutation ----------------------------------------------------------------------------------------------------
