@@ -17,10 +17,8 @@ from node.certificate import Certificate
 from node.hello import TOKEN_S, Authentication, caller_of
 from node.identity import Identity
 from node.link import CHANNEL_OPTIONS, SERVER_OPTIONS, Lane, Link, Links, Pin, connect, server_credentials
-from node.peers_service import PeersService
 from protos import peers_pb2 as pb
 from protos.errors import (
-    InvalidRecord,
     InvalidRequest,
     InvalidSignature,
     Overloaded,
@@ -56,14 +54,14 @@ def link(node: PeerNode) -> Iterator[Link]:
     made.close()
 
 
-def exchange(link: Link) -> pb.ExchangeReply:
-    return link.call(lambda channel: PeersStub(channel).Exchange, pb.ExchangeRequest(), timeout_s=5.0)
+def ask(link: Link) -> pb.SignedRecord:
+    """For the record of who answers, which everybody gets who has a token."""
+    return link.call(lambda channel: PeersStub(channel).Record, pb.RecordRequest(), timeout_s=5.0)
 
 
 def known(link: Link) -> None:
-    """The call was let in: a client without a record is refused by the handler itself."""
-    with pytest.raises(InvalidRecord, match=ME.peer[:8]):
-        exchange(link)
+    """The call was let in."""
+    assert ask(link).signature
 
 
 def free_address() -> str:
@@ -146,8 +144,10 @@ class Relay:
             context.abort(error.code(), error.details())
             raise
 
-    def Exchange(self, request: object, context: grpc.ServicerContext) -> None:  # noqa: N802
-        self.seen.append("Exchange")
+    def Record(self, request: object, context: grpc.ServicerContext) -> None:  # noqa: N802
+        self.seen.append("another call")
+
+    Sync = DialBack = Record
 
     def close(self) -> None:
         self._to.close()
@@ -235,7 +235,7 @@ def test_no_call_but_challenge_and_hello_passes_without_a_token(node: PeerNode, 
         assert len(stub.Challenge(pb.ChallengeRequest(), timeout=5.0).nonce) == 32
         assert refusal(lambda: stub.Hello(pb.HelloRequest(), timeout=5.0))[1] == "invalid_request"
         told = (grpc.StatusCode.UNAUTHENTICATED, "unauthenticated")
-        assert refusal(lambda: stub.Exchange(pb.ExchangeRequest(), metadata=metadata, timeout=5.0)) == told
+        assert refusal(lambda: stub.Record(pb.RecordRequest(), metadata=metadata, timeout=5.0)) == told
         for method in ("/shoal.v1.Nowhere/To", "/shoal.v1.Peers/challenge", "/shoal.v1.Inference/Info"):
             call = channel.unary_unary(method)
             assert refusal(lambda call=call: call(b"", metadata=metadata, timeout=5.0)) == told
@@ -247,7 +247,7 @@ def test_no_call_but_challenge_and_hello_passes_without_a_token(node: PeerNode, 
 
 def test_a_refused_call_is_refused_before_its_message_is_read(node: PeerNode) -> None:
     with secure(node) as channel:
-        call = channel.unary_unary("/shoal.v1.Peers/Exchange")
+        call = channel.unary_unary("/shoal.v1.Peers/Sync")
         assert refusal(lambda: call(b"\xff" * 1024, timeout=5.0))[1] == "unauthenticated"
 
 
@@ -269,7 +269,7 @@ def test_the_interceptor_keeps_a_methods_own_thread_pool_and_says_who_calls() ->
 
         server = grpc.server(ThreadPoolExecutor(1), interceptors=[Authentication(node.callers)])
         add_ExpertServicer_to_server(Experts(), server)  # type: ignore[arg-type]
-        PeersService(node.callers, node.peers).add_to(server)
+        node.service.add_to(server)
         port = server.add_secure_port("127.0.0.1:0", server_credentials(node.certificate))
         server.start()
         link = connect(ME, f"127.0.0.1:{port}")
@@ -293,8 +293,9 @@ def test_what_nodes_ask_is_for_nodes_with_a_record() -> None:
             list(ExpertStub(link.channel(Lane.EXPERTS)).Compute(iter(()), metadata=link.metadata(), timeout=5.0))
 
         assert refusal(compute) == (grpc.StatusCode.PERMISSION_DENIED, PermissionDenied.code)
-        request = friend.peers.request(friend.peers._random)
-        assert len(link.call(lambda channel: PeersStub(channel).Exchange, request, timeout_s=5.0).records) == 2
+        request = pb.SyncRequest(network=friend.peers.roster.network.id)
+        request.records.append(friend.peers.roster.signed_of(friend.peer) or b"")
+        link.call(lambda channel: PeersStub(channel).Sync, request, timeout_s=5.0)
         assert refusal(compute)[0] is grpc.StatusCode.UNIMPLEMENTED
         link.close()
 
@@ -346,7 +347,7 @@ def test_a_token_that_the_peer_forgot_is_renewed_by_the_call_itself(node: PeerNo
 def test_a_peer_that_takes_no_token_is_asked_twice_and_not_more(node: PeerNode, link: Link) -> None:
     node.callers.caller = deny = Denying()  # type: ignore[method-assign]
     with pytest.raises(Unauthenticated):
-        exchange(link)
+        ask(link)
     assert deny.times == 2
 
 
@@ -420,7 +421,7 @@ def test_a_closed_link_is_a_lost_peer(link: Link) -> None:
     with pytest.raises(PeerLost):
         link.channel(Lane.STEPS)
     with pytest.raises(PeerLost):
-        exchange(link)
+        ask(link)
 
 
 def test_both_sides_take_the_largest_message_and_pings_as_often_as_they_come() -> None:
@@ -466,7 +467,7 @@ def test_a_restarted_peer_gets_a_new_link_as_soon_as_somebody_checks(node: PeerN
         links.check(node.peer, 5.0)
     with PeerNode(identity=node.identity, port=node.port) as again:
         with pytest.raises(ShoalError):
-            exchange(old)
+            ask(old)
         assert links.check(node.peer, 5.0)
         new = links.to(node.peer)
         assert new is not old
@@ -476,7 +477,7 @@ def test_a_restarted_peer_gets_a_new_link_as_soon_as_somebody_checks(node: PeerN
         links.learn(node.peer, again.address, again.sha256)
         known(links.to(node.peer))
         with pytest.raises(ShoalError):  # not ValueError, as of a closed channel
-            exchange(old)
+            ask(old)
     links.close()
 
 
@@ -486,7 +487,7 @@ def test_a_peer_that_comes_back_is_reached_again_within_about_a_second(node: Pee
     node.stop()
     for _ in range(20):
         with pytest.raises(ShoalError):
-            exchange(link)
+            ask(link)
     again = PeerNode(identity=node.identity, port=node.port, certificate=node.certificate)
     began = time.monotonic()
     eventually(lambda: is_reached(link))
@@ -497,12 +498,10 @@ def test_a_peer_that_comes_back_is_reached_again_within_about_a_second(node: Pee
 
 def is_reached(link: Link) -> bool:
     try:
-        exchange(link)
-    except InvalidRecord:
-        return True
+        ask(link)
     except ShoalError:
         return False
-    raise AssertionError
+    return True
 
 
 def test_links_to_so_many_peers_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -60,7 +60,8 @@ def test_leaving_does_not_wait_for_streams_that_never_end() -> None:
     pools = Pools(settings)
     server = Server(settings, pools, callers, certificate)
     endless = Endless(pools)
-    server.start([endless, PeersService(callers, None)])  # type: ignore[arg-type]  (nobody exchanges records)
+    nobody: Any = None  # exchanges records here
+    server.start([endless, PeersService(callers, nobody, nobody, identity)])
     link = connect(Identity.create(), f"127.0.0.1:{server.port}", timeout_s=GRACE_S)
     sent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     invoke = link.channel(Lane.EXPERTS).stream_stream("/toy/Stream")

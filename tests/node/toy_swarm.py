@@ -31,7 +31,7 @@ from node.stage_host import StageHost
 from node.stage_service import Lanes, StageServices
 from node.text import Text
 from protos import inference_pb2 as pb
-from protos import peers_pb2, units
+from protos import units
 from protos.ids import PeerId, UnitHash
 from protos.manifest import Manifest, UnitEntry
 from protos.peers_pb2_grpc import PeersServicer, add_PeersServicer_to_server
@@ -203,9 +203,6 @@ class Hello(PeersServicer):
 
     def Hello(self, request: Any, context: Any) -> Any:  # noqa: N802
         return self._callers.hello(request, time.time())
-
-    def Exchange(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return peers_pb2.ExchangeReply()
 
 
 async def ask(
