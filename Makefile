@@ -12,7 +12,7 @@ PROMPT ?= What is the capital of France?
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test unit families e2e namespaces slow lint types laws protos sim sim-long ci containers bench bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack bench-routing-table bench-gossip bench-gossip-scale clean
+.PHONY: help demo test unit families e2e namespaces slow lint types laws protos sim sim-long ci containers bench bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack bench-routing-table bench-gossip bench-gossip-scale bench-gossip-nodes clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -77,7 +77,7 @@ containers: $(STAMP)  ## Four nodes in containers, one killed in the middle of a
 
 ci: test lint types laws protos sim namespaces slow containers  ## All that CI asks
 
-bench: bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack bench-routing-table bench-gossip bench-gossip-scale  ## Every figure that the README quotes
+bench: bench-decode bench-swarm bench-lane bench-rtt bench-failover bench-experts bench-linear bench-start bench-pack bench-routing-table bench-gossip bench-gossip-scale bench-gossip-nodes  ## Every figure that the README quotes
 
 bench-decode: $(STAMP)  ## Tokens a second against transformers, batch 1 and 8
 	$(BIN)/python -m bench.decode
@@ -114,6 +114,9 @@ bench-gossip: $(STAMP)  ## How fast a death is found, false ones, and what gossi
 
 bench-gossip-scale: $(STAMP)  ## A crash, a join and a partition among 10,000 virtual nodes
 	$(BIN)/python -m bench.gossip_scale
+
+bench-gossip-nodes: $(STAMP)  ## Twenty real nodes: three killed, two stopped, all back; what it costs while nothing happens
+	$(BIN)/python -m bench.gossip_nodes
 
 clean:  ## Remove the environment and caches (not the demo model)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

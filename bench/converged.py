@@ -25,13 +25,20 @@ if TYPE_CHECKING:
     from node.profile import Profile
     from tests.sim.host import Datagram
     from tests.sim.machine import Machine
+    from tests.sim.network import Call
 
 # A datagram of IPv4 has so much in front of it; the tables count payload and headers.
 HEADER_BYTES = 28
 
 
 class ConvergedHost(Host):
-    """A push-pull carries only what differs from the census."""
+    """A push-pull carries only what differs from the census; a newcomer, who has none, gets all."""
+
+    def asked(self, call: Call, now: float) -> list[Any]:
+        if call.process.has_census:
+            return super().asked(call, now)
+        self._machine.reply(call, super().offer())
+        return self._learn(call.content, now)
 
     def offer(self) -> Offer:
         differing = tuple(member.claim for _, member in self.core.differences() if member is not None)
@@ -51,7 +58,7 @@ class Meter(Watcher):
     slow: frozenset[int] = frozenset()
     number_of: dict[bytes, int] = field(default_factory=dict)
     died_s: dict[bytes, float] = field(default_factory=dict)
-    concluded_s: dict[bytes, list[float]] = field(default_factory=dict)  # by nodes that are not slow
+    concluded_s: dict[bytes, dict[int, float]] = field(default_factory=dict)  # by which node
     false_about_well: int = 0  # live, not slow
     false_among_well: int = 0  # and the one who was wrong was not slow either
     false_about_slow: int = 0
@@ -68,8 +75,7 @@ class Meter(Watcher):
 
     def _dead(self, machine: Machine, peer: bytes) -> None:
         if peer in self.died_s:
-            if machine.number not in self.slow:
-                self.concluded_s[peer].append(machine.now)
+            self.concluded_s[peer].setdefault(machine.number, machine.now)
         elif self.counts and self.number_of[peer] in self.slow:
             self.false_about_slow += 1
         elif self.counts:
@@ -78,7 +84,7 @@ class Meter(Watcher):
 
 
 class Converged:
-    """`nodes` of them, at time 0; the first `slow` ones are blocked for `blocked_s` and open for `open_s` on average."""
+    """`nodes` of them, at time 0; the first `slow` are blocked for `blocked_s` and open for `open_s` on average."""
 
     def __init__(
         self,
@@ -120,13 +126,13 @@ class Converged:
         host = self.network.stop(machine)
         assert host is not None
         self.meter.died_s[host.peer] = self.network.now
-        self.meter.concluded_s[host.peer] = []
+        self.meter.concluded_s[host.peer] = {}
         return host.peer
 
     def run_for(self, span_s: float) -> None:
         self.network.agenda.run_until(self.network.now + span_s)
 
     @property
-    def well(self) -> list[Machine]:
+    def well(self) -> list[int]:
         """Live ones that are not slow."""
-        return [machine for machine in self.network.machines if machine.host is not None and not machine.slow]
+        return [machine.number for machine in self.network.machines if machine.host is not None and not machine.slow]

@@ -185,18 +185,18 @@ class Discovery:
             with trio.fail_after(DIAL_S_MAX):
                 return Reached(contact, await self._dial(contact.address))
         except ShoalError as error:
-            return Failed(contact, error.message, isinstance(error, RemoteError))
+            return Failed(contact, f"{error.code}: {error.message}", isinstance(error, RemoteError))
         except trio.TooSlowError:
-            return Failed(contact, DeadlineExceeded(f"nobody answered within {DIAL_S_MAX:g} s").message)
+            return Failed(contact, f"{DeadlineExceeded.code}: nobody answered within {DIAL_S_MAX:g} s")
         except Exception as error:  # noqa: BLE001  (a bug that a peer can reach must not end the node; it is told)
             log.get("discovery").exception("a try failed", address=contact.address, error=str(error))
-            return Failed(contact, BrokenInvariant(f"it failed here: {type(error).__name__}").message, lasting=True)
+            return Failed(contact, f"{BrokenInvariant.code}: it failed here: {type(error).__name__}", lasting=True)
 
     async def _resolve(self, seed: str, news: trio.MemorySendChannel[Event]) -> None:
         try:
             event: Event = Resolved(seed, await seeds.resolve(seed))
         except ShoalError as error:
-            event = Unresolved(seed, error.message)
+            event = Unresolved(seed, f"{error.code}: {error.message}")
         await news.send(event)
 
     async def _hints(self, hint: Inbox[None], news: trio.MemorySendChannel[Event]) -> None:

@@ -27,6 +27,7 @@ from node.member import State
 from node.membership import (
     Answered,
     Changed,
+    Deaf,
     Doubt,
     Forget,
     Forgotten,
@@ -72,6 +73,7 @@ SYNCS_AT_ONCE_MAX: Final = 4
 """Push-pulls that this node has begun; each holds a thread for a few seconds at most."""
 
 SYNCS_WAITING_MAX: Final = 16
+"""Those that wait for their turn; what comes beyond it is dropped, and wanted again if it still matters."""
 
 HOST_PER_S: Final = 1000.0
 """Datagrams a second that are looked at from one host: what a hundred nodes behind one address send, and 0.1 s of
@@ -89,8 +91,11 @@ STRANGERS_MAX: Final = 64
 GREETINGS_AT_ONCE_MAX: Final = 16
 """Newcomers that are pinged at once; the others wait for the next round."""
 
-REVOCATIONS_FANOUT: Final = 3
-"""Push-pulls that a new revocation list begins at each node that hears of it."""
+PUSH_FANOUT: Final = 3
+"""Push-pulls that are begun at once for what cannot wait."""
+
+TOLD_MAX: Final = 100
+"""Members beyond which the log's debug alone tells of a new one: who joins ten thousand must not log as many lines."""
 
 ROUND_S: Final = 0.5
 """Between two looks at what only time brings: records that expire or are due, newcomers that have not answered."""
@@ -146,6 +151,7 @@ class Gossip:
         self._hosts: Rates[str] = Rates(HOST_PER_S, 2 * HOST_PER_S, SENDERS_MAX)
         self._senders: Rates[PeerHash] = Rates(SENDER_PER_S, 2 * SENDER_PER_S, SENDERS_MAX)
         self._spread = roster.revocations
+        self._deaf = False
         self._sleeps_until = math.inf
         self._all_said = trio.Event()
         self._wake: Inbox[None] | None = None
@@ -173,6 +179,11 @@ class Gossip:
         self._roster.failed(peer, error)
         if isinstance(error, PeerLost | DeadlineExceeded):
             self.handle(Doubt(hash_of(peer)))
+
+    def set_deaf(self, deaf: bool) -> None:
+        """Whether nobody can call this node, so that no answer to a datagram reaches it."""
+        self._deaf = deaf
+        self.handle(Deaf(deaf))
 
     def answers(self, peer: PeerId, timeout_s: float = PING_S) -> bool:
         """Whether the peer answers a datagram at the address in its record.  Blocks."""
@@ -275,17 +286,21 @@ class Gossip:
             self.handle(Tick())
 
     async def _begin_syncs(self, syncs: Inbox[PeerHash], nursery: trio.Nursery) -> None:
+        free = trio.Semaphore(SYNCS_AT_ONCE_MAX)
         while True:
+            await free.acquire()
             peer = await syncs.get()
-            if len(self._syncing) < SYNCS_AT_ONCE_MAX and peer not in self._syncing:
-                self._syncing.add(peer)
-                nursery.start_soon(self._sync, peer)
+            while peer in self._syncing:
+                peer = await syncs.get()
+            self._syncing.add(peer)
+            nursery.start_soon(self._sync, peer, free)
 
-    async def _sync(self, peer: PeerHash) -> None:
+    async def _sync(self, peer: PeerHash, free: trio.Semaphore) -> None:
         try:
             await in_thread(partial(self._guarded, partial(self._sync_with, peer)), abandon=True)
         finally:
             self._syncing.discard(peer)
+            free.release()
 
     async def _look_after(self) -> None:
         """What only time brings."""
@@ -295,20 +310,27 @@ class Gossip:
                 self.handle(RecordIssued(self._roster.sequence))
             for peer in gone:
                 self.handle(Forget(hash_of(peer)))
-            self._spread_revocations()
+            if self._roster.revocations != self._spread or (is_new and self._deaf):
+                self._spread = self._roster.revocations
+                self._push()
             for peer in self._roster.unanswered(self._random, GREETINGS_AT_ONCE_MAX):
-                self.handle(Greet(hash_of(peer)))
+                self._reach(hash_of(peer))
             # Spread, so that nodes that were started together do not stay in step.
             await trio.sleep(ROUND_S * self._random.uniform(0.75, 1.25))
 
-    def _spread_revocations(self) -> None:
-        """A list that is new here goes on to a few at once: whoever is put out must not stay until a push-pull comes
-        by itself.  Each of them does the same, so that all have it within a few rounds."""
-        if self._roster.revocations == self._spread:
-            return
-        self._spread = self._roster.revocations
+    def _reach(self, peer: PeerHash) -> None:
+        """A ping is cheaper than a push-pull, and its answer reaches only who can be called."""
+        if not self._deaf:
+            self.handle(Greet(peer))
+        elif self._syncs is not None:
+            self._syncs.put(peer)
+
+    def _push(self) -> None:
+        """What is new goes to a few at once.  Revocations: whoever is put out must not stay until a push-pull comes by
+        itself; each of the few does the same, so that all have them within a few rounds.  The record of a node that
+        is deaf: nobody can come and get it."""
         alive = sorted(self._roster.alive())
-        for peer in self._random.sample(alive, min(REVOCATIONS_FANOUT, len(alive))):
+        for peer in self._random.sample(alive, min(PUSH_FANOUT, len(alive))):
             if self._syncs is not None:
                 self._syncs.put(hash_of(peer))
 
@@ -353,7 +375,8 @@ class Gossip:
         if after is State.ALIVE:
             self._greet[peer] = None
         logger = log.get("gossip")
-        tell = logger.debug if State.SUSPECT in (before, after) and after is not State.DEAD else logger.info
+        is_small = State.SUSPECT in (before, after) and after is not State.DEAD
+        tell = logger.debug if is_small or (before is None and len(self._core) > TOLD_MAX) else logger.info
         tell("a peer is " + after.name.lower(), peer=id_of(peer), before="" if before is None else before.name.lower())
 
     def _greet_some(self) -> None:

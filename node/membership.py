@@ -118,7 +118,15 @@ class Greet:
     peer: PeerHash
 
 
-Event: TypeAlias = Tick | Received | Synced | RecordIssued | Leave | Forget | Doubt | Greet
+@dataclass(frozen=True, slots=True)
+class Deaf:
+    """Whether no answer reaches this node, because nobody can call it.  Then its probes would say that all others are
+    dead: it probes and accuses nobody, and goes by what push-pulls bring."""
+
+    deaf: bool
+
+
+Event: TypeAlias = Tick | Received | Synced | RecordIssued | Leave | Forget | Doubt | Greet | Deaf
 
 
 # --- effects ------------------------------------------------------------------------------------------------------
@@ -218,11 +226,11 @@ class Membership:
     """
 
     __slots__ = (
-        "_asked_sync_at", "_claim", "_dead_probe_at", "_deadline", "_doubted", "_effects", "_expiries", "_gossip_at",
-        "_greetings", "_handled_at", "_health", "_key", "_late_relays", "_left", "_lied", "_network", "_next_probe_at",
-        "_notices", "_own", "_probe", "_probe_began_at", "_profile", "_queue", "_random", "_refuted_at", "_relays",
-        "_sign", "_stranger", "_sync_at", "_synced_at", "_table", "_timers", "_told_at", "_verified", "_verify",
-        "_wanted",
+        "_asked_sync_at", "_claim", "_dead_probe_at", "_deadline", "_deaf", "_doubted", "_effects", "_expiries",
+        "_gossip_at", "_greetings", "_handled_at", "_health", "_key", "_late_relays", "_left", "_lied", "_network",
+        "_next_probe_at", "_notices", "_own", "_probe", "_probe_began_at", "_profile", "_queue", "_random",
+        "_refuted_at", "_relays", "_sign", "_stranger", "_sync_at", "_synced_at", "_table", "_timers", "_told_at",
+        "_verified", "_verify", "_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -273,6 +281,7 @@ class Membership:
         self._dead_probe_at = now + (0.5 + random.random()) * (profile.dead_probe_period_s or math.inf)
         self._effects: list[Effect] = []
         self._lied = False  # who told of this event passed a forgery on
+        self._deaf = False
         self._claim, is_new = self._first_claim(census, incarnation, sequence)
         self._queue = Broadcasts(profile.broadcasts_max)
         self._gossip_at = math.inf
@@ -345,6 +354,7 @@ class Membership:
         - `Forget`: the row goes, and `Forgotten` says so.
         - `Doubt`: the next probe is this member's, and comes at once if none is under way.
         - `Greet`: the member is pinged.
+        - `Deaf`: what was concluded from silence so far is void.  Who hears again says so with a new claim.
 
         A claim is checked in this order: about whom; newer than the one held; room; signature.  A suspicion: about
         whom; its incarnation; the subject's state; its accuser is alive; new to this timer; signature.  What fails a
@@ -373,6 +383,8 @@ class Membership:
             self._doubt(event.peer, now)
         elif isinstance(event, Greet):
             self._greet(event.peer, now)
+        elif isinstance(event, Deaf):
+            self._set_deaf(event.deaf, now)
         else:
             self._forget(event.peer)
         self._sync_if_asked(now)
@@ -442,6 +454,20 @@ class Membership:
         self._raise_above(self._claim.incarnation, now)
         for peer in self._table.pick(max(self._profile.gossip_fanout, self._profile.helpers, 1)):
             self._send(Gossip(self._gossip_for(peer)), peer)
+
+    def _set_deaf(self, deaf: bool, now: float) -> None:
+        if deaf == self._deaf or self._left:
+            return
+        self._deaf = deaf
+        if not deaf:
+            self._raise_above(self._claim.incarnation, now)
+            return
+        self._probe = None
+        self._doubted.clear()
+        for member in list(self._table.rows()):
+            if member.state in (State.SUSPECT, State.DEAD):
+                self._clear(member.claim.peer)
+                self._change(member.state, Member(member.claim, State.ALIVE), now)
 
     def _forget(self, peer: PeerHash) -> None:
         if self._table.get(peer) is None:
@@ -568,12 +594,14 @@ class Membership:
         return False
 
     def _meet_accusation(self, suspicion: Suspicion, teller: PeerHash, now: float) -> bool:
-        """Anybody's of the incarnation in force is refuted, also that of an accuser who is thought dead here: after a
+        """Who is deaf is rightly thought dead, and refutes nothing; it would be accused again at once.
+
+        Anybody's of the incarnation in force is refuted, also that of an accuser who is thought dead here: after a
         partition each side thinks so of the other.  One of a higher incarnation is a lie, or of a past that its accuser
         shows beside it (a claim): it raises nothing, so that nobody can drive a node's incarnation up."""
         if self._left or suspicion.incarnation < self._claim.incarnation:
             return True
-        if suspicion.incarnation > self._claim.incarnation or not self._fits(suspicion, teller):
+        if self._deaf or suspicion.incarnation > self._claim.incarnation or not self._fits(suspicion, teller):
             return False
         if self._is_alive(suspicion.accuser) and now - self._refuted_at >= self._profile.probe_period_s:
             self._refuted_at = now
@@ -600,7 +628,7 @@ class Membership:
             timer = self._timers.get(peer)
             if timer is None:
                 continue
-            due = timer.deadline(1 + self._health if self._profile.suspicion_health else 1)
+            due = timer.deadline(min(1.0 + self._health, self._profile.suspicion_stretch_max))
             if due > now:
                 heapq.heappush(self._expiries, (min(due, now + self._profile.probe_period_s), peer))
             else:
@@ -680,7 +708,7 @@ class Membership:
         stretch = 1 + self._health
         self._probe_began_at = now
         self._next_probe_at = now + self._profile.probe_period_s * stretch
-        target = self._next_target()
+        target = None if self._deaf else self._next_target()
         if target is None:
             return
         nonce = self._random.getrandbits(64)
@@ -700,7 +728,9 @@ class Membership:
     def _doubt(self, peer: PeerHash, now: float) -> None:
         """However many calls fail, no more than two probes go out in a period."""
         held = self._table.get(peer)
-        if self._left or held is None or not held.active or len(self._doubted) >= self._profile.doubted_max:
+        if self._left or self._deaf or held is None or not held.active:
+            return
+        if len(self._doubted) >= self._profile.doubted_max:
             return
         if self._probe is not None and self._probe.target == peer:
             return

@@ -110,9 +110,9 @@ class Peers:
         """See Roster.view."""
         return self.roster.view(model_id)
 
-    def status(self) -> list[inference_pb2.PeerStatus]:
+    def status(self, size: Callable[[Held], int] = lambda _: 0) -> list[inference_pb2.PeerStatus]:
         """See Roster.status."""
-        return self.roster.status()
+        return self.roster.status(size)
 
     def contacts(self) -> list[Status]:
         """Where other nodes are looked for, and what came of it."""
@@ -152,6 +152,7 @@ class Peers:
         finally:
             with trio.CancelScope(shield=True):
                 await self._save_marks()
+                await in_thread(self._look_at_lists)
 
     async def leave(self) -> None:
         """Says good-bye.  What is held is no longer offered."""
@@ -168,6 +169,7 @@ class Peers:
         """Whoever routed through a node that cannot be called would only lose time."""
         self._withheld = why is not None
         self.roster.offer(why is None)
+        self.gossip.set_deaf(why is not None)
         if why is None:
             log.get("peers").info("other nodes reach this one now: it serves what it holds", address=self.address)
         else:

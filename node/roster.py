@@ -156,18 +156,19 @@ class Roster:
             self._islands = islands(places, self._islands)
             return self._islands
 
-    def status(self) -> list[inference_pb2.PeerStatus]:
-        """Every peer whose record is known, this node first.  `bytes` is left to who has the manifest."""
+    def status(self, size: Callable[[Held], int] = lambda _: 0) -> list[inference_pb2.PeerStatus]:
+        """Every peer whose record is known, this node first.  `size`: the bytes of what is held, for who has the
+        manifest."""
         now, wall = self._clock(), self._wall()
-        found = self.islands()
-        home = island_of(self.me, found)
+        home = island_of(self.me, self.islands())
         with self._lock:
             records = {**self._table.records(), self.me: replace(self._own, held=self._held)}
             others = sorted(peer for peer in records if peer != self.me)
-            return [
-                self._status(peer, records[peer], "home" if peer in home else "", now, wall)
-                for peer in (self.me, *others)
-            ]
+            found = [self._status(peer, records[peer], now, wall) for peer in (self.me, *others)]
+        for status, peer in zip(found, (self.me, *others), strict=True):
+            status.island = "home" if peer in home else ""
+            status.bytes = sum(size(held) for held in records[peer].held[:1])
+        return found
 
     def failed(self, peer: PeerId, error: ShoalError) -> None:
         """A call to the peer failed."""
@@ -382,7 +383,7 @@ class Roster:
         report = self._loads.get(peer, wall)
         return None if report is None else Load(report.queue, report.kv_bytes_free or None, report.tokens_per_s)
 
-    def _status(self, peer: PeerId, record: Record, island: str, now: float, wall: float) -> inference_pb2.PeerStatus:
+    def _status(self, peer: PeerId, record: Record, now: float, wall: float) -> inference_pb2.PeerStatus:
         held = record.held[0] if record.held else Held("")
         score = self._health.score(peer)
         heard_at = self._heard_at.get(peer)
@@ -401,7 +402,6 @@ class Roster:
             age_s=0.0 if peer == self.me else None if heard_at is None else now - heard_at,
             last_error=score.last_error,
             calls_failed=score.calls_failed,
-            island=island,
         )
 
     def _state_name(self, peer: PeerId, now: float) -> str:

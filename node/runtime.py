@@ -37,6 +37,7 @@ from node.link import Links
 from node.peers import About, Peers, Places
 from node.peers_service import PeersService
 from node.server import Pools, Server
+from node.sizes import Sizes
 from node.stage_host import StageHost
 from node.stage_service import Lanes, StageServices
 from node.udp import Udp
@@ -191,6 +192,7 @@ class _Node:
         self._config = config
         self._wire = wire
         self._served = served
+        self._sizes = Sizes(served.manifest)
         self.gate = Gate(Admission(config.sessions_max, config.queue_max, config.queue_wait_s))
         about = About(
             wire.address,
@@ -285,7 +287,7 @@ class _Node:
         experts = self._wire.experts
         return inference_pb2.PeersReply(
             peer_id=self._wire.me,
-            peers=self.peers.status(),
+            peers=self.peers.status(self._sizes.of),
             work=experts.work() if experts is not None else [],
             network=str(self._wire.admission.network),
             unreached=self.peers.unreached,

@@ -7,6 +7,7 @@ fork is a clean start; a child has a session of its own; when stdin closes, ever
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import psutil
 
+CLONE_NEWNET = 0x40000000
 FAMILIES = ("mixtral", "deepseek_v3", "gpt_oss", "qwen3_moe", "llama")
 
 
@@ -81,6 +83,8 @@ def _become(order: dict[str, Any]) -> None:
     exit_code = 1
     try:
         os.setsid()
+        if order["namespace"]:
+            _move(order["namespace"])
         _redirect(order["folder"])
         os.chdir(order["folder"])
         os.environ.update(order["environment"])
@@ -98,6 +102,14 @@ def _become(order: dict[str, Any]) -> None:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(exit_code)
+
+
+def _move(namespace: str) -> None:
+    """Into the network namespace of that name: Python has os.setns from 3.12 on."""
+    fd = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
+    if ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), f"cannot enter the namespace {namespace}")
+    os.close(fd)
 
 
 def _redirect(folder: str) -> None:

@@ -66,8 +66,19 @@ class Hatchery:
         self._reader.join(END_S)
         self._process.stdout.close()
 
-    def hatch(self, arguments: Sequence[str], folder: Path, environment: dict[str, str], *, naughty: bool) -> int:
-        """The pid of a new `shoal` with these arguments, whose stdout and stderr are files in `folder`."""
+    def hatch(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        environment: dict[str, str],
+        *,
+        naughty: bool = False,
+        namespace: str = "",
+    ) -> int:
+        """The pid of a new `shoal` with these arguments, whose stdout and stderr are files in `folder`.
+
+        `namespace`: of the network, by its name; empty: this process's own.
+        """
         self._ready.result(START_S)
         number = next(self._numbers)
         started = self._started[number] = Future()
@@ -77,6 +88,7 @@ class Hatchery:
             "folder": str(folder),
             "environment": environment,
             "deeds": str(folder) if naughty else "",
+            "namespace": namespace,
         }
         assert self._process.stdin is not None
         with self._lock:
@@ -117,6 +129,7 @@ class Node:
     naughty: bool
     hatchery: Hatchery
     environment: dict[str, str] = field(default_factory=dict)
+    namespace: str = ""
     pid: int = 0
     peer: str = ""
     pids: list[int] = field(default_factory=list)
@@ -125,7 +138,9 @@ class Node:
         """Returns before it is ready."""
         (self.folder / "stdout").write_bytes(b"")
         environment = _environment(self.folder) | self.environment
-        self.pid = self.hatchery.hatch(self.arguments, self.folder, environment, naughty=self.naughty)
+        self.pid = self.hatchery.hatch(
+            self.arguments, self.folder, environment, naughty=self.naughty, namespace=self.namespace
+        )
         self.pids.append(self.pid)
 
     def wait_ready(self) -> None:
@@ -139,6 +154,11 @@ class Node:
     @property
     def errors(self) -> str:
         return (self.folder / "stderr").read_text()
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Lines of its log that begin so."""
+        lines = [json.loads(line) for line in self.errors.splitlines() if line.startswith("{")]
+        return [line for line in lines if str(line["event"]).startswith(event)]
 
     def send(self, number: signal.Signals) -> None:
         assert not self.has_ended
@@ -201,11 +221,13 @@ class Swarm:
         settings: dict[str, object] | None = None,
         ports: Sequence[int] | None = None,
         advertise: Sequence[str] | None = None,
+        joins: Sequence[Sequence[int]] | None = None,
         plaintext: bool = False,
     ) -> None:
         """naughty: the nodes that can be ordered to misbehave; None: all.  settings: SHOAL_* of every node.
 
-        advertise: what the others call each node by, where that is not the port that it listens on.
+        advertise: what the others call each node by, where that is not the port that it listens on.  joins: the nodes
+        that each is told to join, itself perhaps among them; None: all before it.
         """
         ports = ports or free_ports(len(holds))
         called = advertise or [f"127.0.0.1:{port}" for port in ports]
@@ -217,7 +239,8 @@ class Swarm:
             arguments += ["--threads", "1", "--identity", str(place / "node.key"), "--log-format", "json", *options]
             arguments += ["--plaintext"] * plaintext
             arguments += [word for part in hold for word in ("--hold", part)]
-            arguments += [word for address in called[:number] for word in ("--join", address)]
+            known = range(number) if joins is None else joins[number]
+            arguments += [word for other in known for word in ("--join", called[other])]
             able = naughty is None or number in naughty
             environment = {f"SHOAL_{name.upper()}": str(value) for name, value in (QUICK | (settings or {})).items()}
             address = f"127.0.0.1:{ports[number]}"
@@ -247,12 +270,29 @@ class Swarm:
 
     def settle(self) -> None:
         """Waits until every node is there and sees every other one alive."""
-        running = [node for node in self.nodes if not node.has_ended]
+        running = [node for node in self.nodes if node.pid and not node.has_ended]
         for node in running:
-            node.wait_ready()
-            node.peer = node.peer or self.peers(node.number).peer_id
+            self.meet(node)
         for node in running:
             until(lambda node=node: self._sees_all(node), START_S, lambda node=node: self._unseen(node))  # type: ignore[misc]
+
+    def meet(self, node: Node) -> None:
+        """Waits until it is there, and asks who it is."""
+        node.wait_ready()
+        node.peer = node.peer or self.peers(node.number).peer_id
+
+    def move(self, node: Node) -> None:
+        """From now on its place is another port, where it has not been started yet."""
+        assert node.has_ended
+        self._forget(node)
+        (port,) = free_ports(1)
+        for option, value in (("--port", str(port)), ("--advertise", f"127.0.0.1:{port}")):
+            node.arguments[node.arguments.index(option) + 1] = value
+        node.address = f"127.0.0.1:{port}"
+
+    def status(self, number: int, of: Node) -> pb.PeerStatus:
+        """What node `number` says of another; empty: it does not know it."""
+        return next((peer for peer in self.peers(number).peers if peer.peer_id == of.peer), pb.PeerStatus())
 
     def restart(self, *nodes: Node) -> None:
         """Killed nodes come back with the same identities and addresses."""
@@ -296,7 +336,7 @@ class Swarm:
 
     def _sees_all(self, node: Node) -> bool:
         states = self._states(node)
-        others = [other.peer for other in self.nodes if other is not node and not other.has_ended]
+        others = [other.peer for other in self.nodes if other is not node and other.pid and not other.has_ended]
         return all(states.get(peer) == "alive" for peer in others)
 
     def _unseen(self, node: Node) -> str:
@@ -370,6 +410,16 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def says(hatchery: Hatchery, folder: Path, *command: str, namespace: str = "", exit_code: int = 0) -> str:
+    """What a `shoal` that ends by itself prints on stdout.  Its homes are in `folder`."""
+    for name in ("stdout", "stderr"):
+        (folder / name).write_bytes(b"")
+    pid = hatchery.hatch(command, folder, _environment(folder), namespace=namespace)
+    ended = hatchery.ended(pid).result(START_S)
+    assert ended == exit_code, f"{ended}: {(folder / 'stderr').read_text()}"
+    return (folder / "stdout").read_text().strip()
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -92,11 +92,11 @@ def test_a_seed_that_fails_is_told_once_with_its_reason() -> None:
         world = World()
         async with looking(world, seeds=["10.0.0.1:1"]) as made:
             await world.until(lambda: len(world.dials) == 2)
-            assert made.status()[0].why == "nobody answers"
+            assert made.status()[0].why == "peer_lost: nobody answers"
 
     said = run(main)
     assert [(each["event"], each["address"], each["error"]) for each in said] == [
-        ("cannot join", "10.0.0.1:1", "nobody answers")
+        ("cannot join", "10.0.0.1:1", "peer_lost: nobody answers")
     ]
 
 
@@ -148,7 +148,7 @@ def test_a_name_is_looked_up_and_every_address_tried(monkeypatch: pytest.MonkeyP
         async with looking(world, seeds=["shoal.example:1"]):
             await world.until(lambda: set(world.known) == {ANNA, BERT})
 
-    assert [each["error"] for each in run(main)] == ["no DNS"]
+    assert [each["error"] for each in run(main)] == ["peer_lost: no DNS"]
 
 
 def test_peers_of_the_last_run_are_tried_and_those_of_this_one_written_down(tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def _many(seeds: Iterable[int], jobs: int) -> int:
                 print(f"{count} seeds in {time.monotonic() - began:.0f} s, {len(failed)} failed", flush=True)
     print(
         f"{len(dead_s)} seeds, {steps} steps, {time.monotonic() - began:.0f} s; {len(failed)} failed {sorted(failed)}\n"
-        f"agreement after the last trouble: {_spread(settled_s)}\nlongest a live peer was thought dead: {_spread(dead_s)}"
+        f"agreement after the last trouble: {_spread(settled_s)}\n"
+        f"longest a live peer was thought dead: {_spread(dead_s)}"
     )
     return int(bool(failed))
 
@@ -96,7 +97,8 @@ def _spread(values: list[float]) -> str:
     if not values:
         return "-"
     ordered = sorted(values)
-    return f"p50 {ordered[len(ordered) // 2]:.1f} s, p99 {ordered[len(ordered) * 99 // 100]:.1f} s, most {ordered[-1]:.1f} s"
+    middle, late = (ordered[len(ordered) * part // 100] for part in (50, 99))
+    return f"p50 {middle:.1f} s, p99 {late:.1f} s, most {ordered[-1]:.1f} s"
 
 
 if __name__ == "__main__":

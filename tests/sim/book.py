@@ -1,22 +1,23 @@
 """Book: the records that a host knows, as far as the virtual network needs them: who is at which address.
 
-It stands for node/routing_table: signed by its subject, the higher sequence wins, sequences never go back.
+It stands for node/routing_table, which table.py puts in its place: a record is signed by its subject, the higher
+sequence wins, and sequences never go back.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from protos.errors import InvalidSignature
+from protos.transcript import RECORD_DOMAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tests.sim.notary import Pen
 
-DOMAIN = b"shoal record v1"
 RECORDS_MAX = 512
 
 
@@ -43,7 +44,7 @@ def page_bytes(sequence: int, address: int) -> bytes:
 
 
 def sign_page(pen: Pen, sequence: int, address: int) -> Page:
-    return Page(pen.key, sequence, address, pen.sign(DOMAIN, page_bytes(sequence, address)))
+    return Page(pen.key, sequence, address, pen.sign(RECORD_DOMAIN, page_bytes(sequence, address)))
 
 
 @dataclass(slots=True)
@@ -51,7 +52,18 @@ class Book:
     verify: Callable[[bytes, bytes, bytes, bytes], None]
     pages: dict[bytes, Page] = field(default_factory=dict)
 
-    def merge(self, pages: Iterable[Page]) -> None:
+    def issue(self, pen: Pen, sequence: int, address: int, _wall_s: float) -> Page:
+        return sign_page(pen, sequence, address)
+
+    def forge(self, pen: Pen, key: bytes, sequence: int, address: int, _wall_s: float) -> Page:
+        """In the name of `key`, signed by `pen`."""
+        return replace(sign_page(pen, sequence, address), key=key)
+
+    def keep(self, page: Page, _wall_s: float) -> None:
+        """Its own."""
+        self.pages[page.peer] = page
+
+    def merge(self, pages: Iterable[Page], _wall_s: float) -> None:
         for page in pages:
             known = self.pages.get(page.peer)
             if page == known or (known is not None and page.sequence <= known.sequence):
@@ -59,7 +71,7 @@ class Book:
             if known is None and len(self.pages) >= RECORDS_MAX:
                 continue
             try:
-                self.verify(page.key, page.signature, DOMAIN, page.signed)
+                self.verify(page.key, page.signature, RECORD_DOMAIN, page.signed)
             except InvalidSignature:
                 continue
             self.pages[page.peer] = page

@@ -14,7 +14,7 @@ from node.census import EMPTY, Census
 from node.member import Member, State
 from node.membership import Changed, Leave, Membership, Received, RecordIssued, Send, Sync, Synced, Tick
 from node.profile import LAN, Profile
-from tests.sim.book import Book, Page, sign_page
+from tests.sim.book import Book, Page
 
 if TYPE_CHECKING:
     import random
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tests.sim.machine import Machine
     from tests.sim.network import Call
     from tests.sim.notary import Notary, Pen
+    from tests.sim.table import Table
 
 NETWORK = bytes(32)
 # A seed that has not answered yet is tried so often, one of them at a time.
@@ -58,7 +59,7 @@ class Disk:
     """What outlives a process."""
 
     sequence: int
-    book: Book
+    book: Book | Table
 
 
 class Host:
@@ -125,6 +126,10 @@ class Host:
         return self.core.handle(RecordIssued(page.sequence), now)
 
     @property
+    def has_census(self) -> bool:
+        return len(self._census) > 0
+
+    @property
     def has_gone(self) -> bool:
         return self.leaving and self.core.deadline is None
 
@@ -155,8 +160,8 @@ class Host:
         book = self.disk.book
         self.disk.sequence = max(self.disk.sequence, book.sequence_of(self.peer)) + 1
         self.disk.sequence = max(self.disk.sequence, wall_ms)
-        page = sign_page(self.pen, self.disk.sequence, self._machine.address)
-        book.pages[self.peer] = page
+        page = book.issue(self.pen, self.disk.sequence, self._machine.address, wall_ms / 1000)
+        book.keep(page, wall_ms / 1000)
         return page
 
     # -- what comes in
@@ -190,7 +195,7 @@ class Host:
     def _learn(self, offer: Offer, now: float) -> list[Any]:
         book = self.disk.book
         own = book.pages[self.peer]
-        book.merge(offer.pages)
+        book.merge(offer.pages, self._machine.wall_s())
         effects = []
         if book.pages[self.peer] is not own:
             effects += self.reissue(None, now)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from node.claim import Claim, Suspicion, verify_item
 from protos.errors import InvalidSignature
-from tests.sim.book import DOMAIN
+from protos.transcript import RECORD_DOMAIN
 from tests.sim.host import NETWORK, Changed, State
 from tests.sim.network import Network, Watcher
 from tests.sim.wire import DATAGRAM_BYTES_MAX, datagram_bytes
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Believed = dict[bytes, tuple[State, Claim]]
 
 
-class LawBroken(AssertionError):
+class LawBroken(AssertionError):  # noqa: N818 - what it says is the name
     """Says which law, who broke it, and when."""
 
 
@@ -50,7 +50,7 @@ class _Seen:
 
 
 class Laws(Watcher):
-    """`dead_s_max`: how long a live and reachable peer may be thought dead.  `evil`: machines whose word is not ours."""
+    """`dead_s_max`: how long a live and reachable peer may be thought dead.  `evil`: whose word is not ours."""
 
     def __init__(self, notary: Notary, dead_s_max: float, evil: frozenset[int] = frozenset()) -> None:
         self.network: Network  # set by who makes both
@@ -182,7 +182,7 @@ class Laws(Watcher):
                 continue
             if page.sequence < earlier:
                 self._break(machine, f"goes back to an older record of {self._name(peer)}")
-            if not self._notary.did_sign(page.key, page.signature, DOMAIN, page.signed):
+            if not self._notary.did_sign(page.key, page.signature, RECORD_DOMAIN, page.signed):
                 self._break(machine, f"holds a record that {self._name(peer)} never signed")
             seen[peer] = page.sequence
 

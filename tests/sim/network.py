@@ -48,7 +48,7 @@ class Network:
         self.machines: list[Machine] = []
         self.watchers = watchers
         self._at: dict[int, Machine] = {}  # by address
-        self._addresses = 0
+        self._moved = 0
 
     @property
     def now(self) -> float:
@@ -71,8 +71,8 @@ class Network:
     def move(self, machine: Machine) -> None:
         """To an address that nobody had."""
         del self._at[machine.address]
-        self._addresses -= 1
-        machine.address = self._addresses
+        self._moved -= 1
+        machine.address = self._moved
         self._at[machine.address] = machine
 
     def send(self, machine: Machine, address: int, datagram: Any) -> None:

@@ -1,7 +1,9 @@
 """Notary: stands for Ed25519 in the virtual network, and remembers who signed what.
 
-A signature is a hash keyed with a secret.  Only its owner's pen has the secret, so nobody can sign for another; the
-notary knows all secrets, and so can verify.  Law: what a checker asks here does not depend on what a node verified.
+Keys are real; a signature is a hash keyed with the private one, because real ones are slow.  Only its owner's pen has
+that, so nobody can sign for another; the notary knows all of them, and so can verify.
+
+Law: what a checker asks here does not depend on what a node verified.
 """
 
 from __future__ import annotations
@@ -9,7 +11,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from protos.errors import InvalidSignature
+from protos.transcript import RECORD_DOMAIN
 
 SIGNATURE_BYTES = 64
 Signed = tuple[bytes, bytes, bytes]  # key, domain, data
@@ -28,6 +33,10 @@ class Pen:
         """The raw 32 bytes of the PeerId, as on the wire."""
         return hashlib.sha256(self.key).digest()
 
+    @property
+    def private(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(self._secret)
+
     def sign(self, domain: bytes, data: bytes) -> bytes:
         signature = _mark(self._secret, domain, data)
         self._notary.signed[signature] = (self.key, domain, data)
@@ -42,7 +51,7 @@ class Notary:
     def pen(self, name: str) -> Pen:
         """The same name has the same key in every run."""
         secret = hashlib.sha256(b"secret of " + name.encode()).digest()
-        key = hashlib.sha256(b"public" + secret).digest()
+        key = Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
         self._secrets[key] = secret
         return Pen(key, secret, self)
 
@@ -51,6 +60,10 @@ class Notary:
         secret = self._secrets.get(key)
         if secret is None or signature != _mark(secret, domain, data):
             raise InvalidSignature("the notary does not know it")
+
+    def remember(self, signature: bytes, key: bytes, data: bytes) -> None:
+        """A record that was signed for real, by `key`'s owner."""
+        self.signed[signature] = (key, RECORD_DOMAIN, data)
 
     def did_sign(self, key: bytes, signature: bytes, domain: bytes, data: bytes) -> bool:
         """What really happened: the owner's own pen wrote just this."""

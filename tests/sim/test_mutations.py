@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from node.claim import Claim
 from node.member import Member, State
 from node.membership import Changed, Membership
 from tests.sim import trials
@@ -17,7 +16,7 @@ from tests.sim.run import Run
 from tests.sim.troubles import Crash, Evil, Leave, Malice, Pause, Split
 
 if TYPE_CHECKING:
-    from node.claim import PeerHash, Suspicion
+    from node.claim import Claim, PeerHash, Suspicion
     from tests.sim.troubles import Trouble
 
 

@@ -1,7 +1,7 @@
 """Villain: what a malicious peer does with the powers that it really has.
 
-Law: it signs with its own pen alone.  It hears all datagrams of the network, as somebody on the path would, and may send
-any of them again; it speaks the protocol as a member; it keeps an honest process running underneath.
+Law: it signs with its own pen alone.  It hears all datagrams of the network, as somebody on the path would, and may
+send any of them again; it speaks the protocol as a member; it keeps an honest process running underneath.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from node.claim import Claim, Suspicion, sign_claim, sign_suspicion
 from node.message import Ack, Gossip, Ping
-from tests.sim.book import Page, sign_page
+from protos.limits import INCARNATION_MAX
 from tests.sim.host import NETWORK, Datagram, Offer
 from tests.sim.network import Network, Watcher
 from tests.sim.troubles import Malice
@@ -20,6 +20,7 @@ from tests.sim.troubles import Malice
 if TYPE_CHECKING:
     import random
 
+    from tests.sim.book import Page
     from tests.sim.machine import Machine
     from tests.sim.notary import Notary, Pen
 
@@ -27,7 +28,7 @@ ACT_PERIOD_S = 0.25
 HEARD_MAX = 200
 FLOOD_DATAGRAMS = 40  # each period
 INVENTED_MAX = 12  # identities that one villain shows with records
-HIGHEST = 2**64 - 1
+HIGHEST = INCARNATION_MAX  # what is above does not pass the reader of datagrams
 
 
 class Wiretap(Watcher):
@@ -89,7 +90,8 @@ class Villain:
         pen = self._pen()
         left = sign_claim(pen.sign, NETWORK, claim.public_key, claim.incarnation + 1, claim.sequence, left=True)
         blamed = sign_suspicion(pen.sign, NETWORK, claim.peer, claim.incarnation, self._victim()[1].public_key)
-        page = replace(sign_page(pen, claim.sequence + 1, self._machine.address), key=claim.public_key)
+        book, wall_s = self._machine.host.disk.book, self._machine.wall_s()
+        page = book.forge(pen, claim.public_key, claim.sequence + 1, self._machine.address, wall_s)
         self._tell(left, blamed)
         self._push((page,), (left,), (blamed,))
         self._speak_as(victim)
@@ -134,7 +136,8 @@ class Villain:
         self._tell(claim)
         if len(self._invented) < INVENTED_MAX and self._luck.random() < 0.2:
             self._invented.append(pen)
-            self._push((sign_page(pen, 1, self._machine.address),), (claim,), ())
+            page = self._machine.host.disk.book.issue(pen, 1, self._machine.address, self._machine.wall_s())
+            self._push((page,), (claim,), ())
 
     def _hide(self) -> None:
         assert self._machine.host is not None
