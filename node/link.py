@@ -180,7 +180,7 @@ class Link:
     ) -> R:
         """A unary call; a token that the peer has forgotten is renewed once.  Raises typed errors.
 
-        `method` picks it from a channel: `lambda channel: PeersStub(channel).Exchange`.
+        `method` picks it from a channel: `lambda channel: PeersStub(channel).Sync`.
         """
         try:
             return self._call(method, request, timeout_s, lane)
