@@ -23,10 +23,10 @@ from node.client import Client
 from node.hello import TOKEN_KEY
 from node.identity import Identity
 from node.link import Lane, Link, connect, server_credentials
+from node.network import open_network
 from protos import expert_pb2, inference_pb2, peers_pb2, stage_pb2
 from protos.errors import (
     ContextTooLong,
-    InvalidRecord,
     InvalidRequest,
     InvalidSignature,
     Overloaded,
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
+NETWORK = open_network().id
 NEW = 8
 SOON_S = 15.0
 STREAMS_MAX = 3
@@ -212,15 +213,17 @@ def test_a_record_with_a_bad_signature_is_refused_and_changes_nothing(shoal: Swa
         sequence=int(time.time() * 1000),
         issued_at_ms=int(time.time() * 1000),
         expires_at_ms=int(time.time() * 1000) + 3_600_000,
+        network=NETWORK,
     ).SerializeToString()
     link = connect(me, shoal[1].address, timeout_s=SOON_S)
     with contextlib.closing(link):
         stub = PeersStub(link.channel(Lane.CONTROL))
-        for signature in (secrets.token_bytes(64), b"short"):
-            signed = peers_pb2.SignedRecord(record=record, signature=signature)
-            with pytest.raises(grpc.RpcError) as refused:
-                stub.Exchange(peers_pb2.ExchangeRequest(records=[signed]), timeout=SOON_S, metadata=link.metadata())
-            assert isinstance(status.from_rpc(refused.value, "the node"), (InvalidSignature, InvalidRecord))
+        forged = _sync(peers_pb2.SignedRecord(record=record, signature=secrets.token_bytes(64)))
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.Sync(forged, timeout=SOON_S, metadata=link.metadata())
+        assert isinstance(status.from_rpc(refused.value, "the node"), InvalidSignature)
+        # What is no record is nobody's, and keeps nobody's out.
+        stub.Sync(_sync(peers_pb2.SignedRecord(record=record, signature=b"short")), metadata=link.metadata())
     assert {peer.peer_id for peer in shoal.peers(1).peers} == before
 
 
@@ -269,12 +272,15 @@ def _introduced(address: str) -> Link:
         sequence=now,
         issued_at_ms=now,
         expires_at_ms=now + 3_600_000,
+        network=NETWORK,
     ).SerializeToString()
     signed = peers_pb2.SignedRecord(record=record, signature=me.sign(RECORD_DOMAIN, record))
-    PeersStub(link.channel(Lane.CONTROL)).Exchange(
-        peers_pb2.ExchangeRequest(records=[signed]), timeout=SOON_S, metadata=link.metadata()
-    )
+    PeersStub(link.channel(Lane.CONTROL)).Sync(_sync(signed), timeout=SOON_S, metadata=link.metadata())
     return link
+
+
+def _sync(record: peers_pb2.SignedRecord) -> peers_pb2.SyncRequest:
+    return peers_pb2.SyncRequest(network=NETWORK, records=[record.SerializeToString()])
 
 
 def test_more_answers_than_the_limit_are_refused_at_once(shoal: Swarm, oracle: Oracle) -> None:
