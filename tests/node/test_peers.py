@@ -221,6 +221,7 @@ def test_a_node_that_nobody_can_call_says_so_and_offers_nothing(
 def test_a_node_that_can_be_called_again_offers_what_it_holds_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.issuer.RECORD_GAP_S", 0.1)
     monkeypatch.setattr("node.reachable.ASK_AGAIN_S", 0.1)
+    monkeypatch.setattr("node.reachable.ASKED_S", 0.1)
     with PeerNode().start() as one, PeerNode([one.address]) as two:
         honest = one.service._unreached
         one.service._unreached = lambda *_: "the port is closed"
@@ -229,8 +230,12 @@ def test_a_node_that_can_be_called_again_offers_what_it_holds_again(monkeypatch:
         eventually(lambda: (record := one.peers.roster.record_of(two.peer)) is not None and not record.held)
         one.service._unreached = honest
         one.service._dials.admit = lambda *_: True
-        two.peers.gossip._syncs.put(hash_of(one.peer))
-        eventually(lambda: two.peers.unreached == "")
+
+        def is_offered_again() -> bool:
+            two.peers.gossip._syncs.put(hash_of(one.peer))
+            return two.peers.unreached == ""
+
+        eventually(is_offered_again)
         all_see([one, two])
 
 
