@@ -458,11 +458,11 @@ class Gossip:
 
     def _exchange(self, link: Link) -> None:
         host = addresses.parse(link.address).host
-        exchange = self.push_pull.begin()
+        exchange = self.push_pull.begin(link.peer)
         reply = _sync_call(link, exchange.asked)
         second = self.push_pull.go_on(exchange, reply, host)
         last = None if second is None else _sync_call(link, second)
-        self.push_pull.end(exchange, link.peer, last, host)
+        self.push_pull.end(exchange, last, host)
         self.counts["push-pulls"] += 1
         record = self._roster.record_of(link.peer)
         if record is not None and record.address == link.address:
