@@ -116,6 +116,18 @@ class Profile:
     greetings_max: int = 64
     """Pings to members that have not been heard at their address; of more, the oldest's answer is no round trip."""
 
+    accuser_gap_s: float = 120.0
+    """An accuser's word counts against this node's health once in so long, and that of health_max accusers at most; and
+    a quarter of it is what one accuser's suspicions of one other member are apart in the long run.  Above the time in
+    which an ailing node recovers, health_max * probe_period_s.  Ours: otherwise one liar keeps a node ill, or a member
+    suspect, for ever."""
+
+    accusations_max: int = 4
+    """Suspicions of one member by one accuser that are taken at once, as when a link comes and goes.  Ours."""
+
+    accusations_counted_max: int = 1024
+    """Pairs of accuser and accused that are counted.  About 200 bytes each."""
+
     accusers_max: int = 8
     """Kept of one suspicion; at least suspicion_multiplier - 1, which is all that its timeout looks at."""
 
