@@ -284,7 +284,7 @@ def test_the_record_of_a_node_and_of_its_peers_can_be_asked_for() -> None:
 def test_a_bug_in_a_push_pull_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = []
 
-    def fail() -> None:
+    def fail(_: object) -> None:
         failed.append(True)
         raise ZeroDivisionError
 
