@@ -87,6 +87,8 @@ class Roster:
         self.me: PeerId = identity.peer
         self.address = about.address
         self.network = network
+        self.on_forgotten: Callable[[PeerId], None] = lambda _: None
+        """Told, under the lock, whose record is known no longer.  It must not wait."""
         self._identity = identity
         self._links = links
         self._health = health
@@ -361,6 +363,7 @@ class Roster:
         self._loads.forget(peer)
         self._health.forget(peer)
         self._links.forget(peer)
+        self.on_forgotten(peer)
 
     def _is_usable(self, peer: PeerId) -> bool:
         return self._has_answered(peer) and self._states.get(peer, State.LEFT) is not State.LEFT

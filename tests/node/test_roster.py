@@ -449,7 +449,10 @@ def test_a_revocation_puts_a_peer_out_at_once_with_all_that_is_known_of_it(net: 
     one, out, stays = net.one(clock), net.member(), net.member()
     for person in (out, stays):
         learn(one, person, grant=net.grant(person.peer))
+    forgotten: list[PeerId] = []
+    one.roster.on_forgotten = forgotten.append
     assert one.roster.merge_revocations(net.revoked(out.peer)) == [out.peer]
+    assert forgotten == [out.peer]
     assert set(one.roster.view(MODEL).records) == {one.peer, stays.peer}
     assert one.roster.tick() == (False, [out.peer])
     with pytest.raises(PermissionDenied):
