@@ -5,6 +5,7 @@ Pure.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 
@@ -56,6 +57,19 @@ def parse(text: str) -> Address:
             f"{text!r:.150} names no peer behind its '#': a peer id has 52 characters, of a to z and 2 to 7"
         )
     return Address(host_port, PeerId(peer) if hash_sign else None)
+
+
+def site(host: str) -> str:
+    """Of what one party has many addresses: the /64 of an IPv6 address.  Any other host stands for itself."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0]) if ":" in host else None
+    except ValueError:
+        return host
+    if not isinstance(address, ipaddress.IPv6Address):
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 def _is_port(text: str) -> bool:

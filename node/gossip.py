@@ -171,7 +171,8 @@ class Gossip:
                 self._claims.put(self._core.claim)
             self._greet_some()
             deadline = self._core.deadline
-        if self._wake is not None and (deadline is None or deadline < self._sleeps_until):
+            is_early = deadline is None or deadline < self._sleeps_until
+        if self._wake is not None and is_early:
             self._wake.put(None)
 
     def failed(self, peer: PeerId, error: ShoalError) -> None:
@@ -276,10 +277,11 @@ class Gossip:
 
     async def _tick(self, wake: Inbox[None]) -> None:
         while True:
-            deadline = self._core.deadline
+            with self._lock:  # a thread that brings the deadline forward must see until when this task sleeps
+                deadline = self._core.deadline
+                self._sleeps_until = math.inf if deadline is None else deadline
             if deadline is None:
                 self._all_said.set()
-            self._sleeps_until = math.inf if deadline is None else deadline
             with trio.move_on_after(max(0.0, self._sleeps_until - self._clock())):
                 await wake.get()
                 continue
@@ -401,7 +403,7 @@ class Gossip:
         now = self._clock()
         self.counts["datagrams read"] += 1
         self.counts["bytes read"] += len(data)
-        if not self._hosts.admit(host, now):
+        if not self._hosts.admit(addresses.site(host), now):
             self.counts["dropped: too many of a host"] += 1
             return
         try:

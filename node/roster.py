@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from coordinator import view
 from coordinator.islands import Place, island_of, islands
 from coordinator.view import Health, Load, View
+from node import address as addresses
 from node import grant as grants
 from node import load_report, log
 from node.distance import Distances
@@ -28,7 +29,7 @@ from protos import inference_pb2
 from protos.errors import GrantRevoked, PermissionDenied, ShoalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from random import Random
 
     from coordinator.health import PeerHealth
@@ -217,9 +218,10 @@ class Roster:
     def merge(self, data: bytes, host: str) -> bool:
         """Takes a record in that came from `host`; whether it is news.  Raises what RoutingTable.merge does."""
         with self._lock:
-            outcome = self._table.merge(data, self._wall(), host)
+            outcome = self._table.merge(data, self._wall(), addresses.site(host))
             if not isinstance(outcome, Accepted):
                 return False
+            self._forget_all(outcome.gave_way)
             record = outcome.record
             if record.peer == self.me:
                 # Of this node's last run, if its clock went back; or another process has a copy of the key.
@@ -243,8 +245,7 @@ class Roster:
         """Takes the operator's list in; whom it puts out.  Raises what RoutingTable.merge_revocations does."""
         with self._lock:
             gone = self._table.merge_revocations(data, self._wall())[1]
-            for peer in gone:
-                self._forget(peer)
+            self._forget_all(gone)
             if self.me in gone:
                 self._tell_refused(GrantRevoked("the operator took this node's grant back"))
             return gone
@@ -326,8 +327,7 @@ class Roster:
         with self._lock:
             gone = dict.fromkeys(self._table.expire(self._wall()))
             gone |= dict.fromkeys(peer for peer in self._states if self._table.get(peer) is None)
-            for peer in gone:
-                self._forget(peer)
+            self._forget_all(gone)
             try:
                 is_new = self._issue(self._wall())
             except ShoalError as error:  # its grant has ended or was taken back: a restart with another one mends it
@@ -339,7 +339,9 @@ class Roster:
         """Raises what RoutingTable.merge does, of this node's own record."""
         made = self._issuer.issue(wall)
         if made is not None:
-            self._table.merge(sign(made, self._identity), wall)
+            outcome = self._table.merge(sign(made, self._identity), wall)
+            if isinstance(outcome, Accepted):
+                self._forget_all(outcome.gave_way)
             self._own = made
         return made is not None
 
@@ -354,6 +356,10 @@ class Roster:
                 error=error.message,
                 advice="if it is the grant: ask the network's operator for another, and start this node again with it",
             )
+
+    def _forget_all(self, peers: Iterable[PeerId]) -> None:
+        for peer in peers:
+            self._forget(peer)
 
     def _forget(self, peer: PeerId) -> None:
         """All but whether it is a member, which is not decided here."""

@@ -48,9 +48,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Newer than what was known; it is known now."""
+    """Newer than what was known; it is known now.  `gave_way`: whose records are known no longer."""
 
     record: Record
+    gave_way: tuple[PeerId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +122,11 @@ class RoutingTable:
         entry = _Entry(record, sha256, envelope.signed)
         if self._is_stale(peer, entry):
             return Stale(record)
-        if peer not in self._entries:
-            self._make_room(sender if is_new else None, now)
+        gave_way = () if peer in self._entries else self._make_room(sender if is_new else None, now)
         self._put(peer, entry)
         if sender is not None and is_new and peer not in self._newcomers:
             self._newcomers.add(peer, sender, now)
-        return Accepted(record)
+        return Accepted(record, gave_way)
 
     def reached(self, peer: PeerId) -> None:
         """It answered at its record's address: from now on no newcomer pushes it out."""
@@ -214,23 +214,21 @@ class RoutingTable:
             raise Equivocation(f"a node's record is refused: {peer[:8]} signed two different ones with one sequence")
         return entry.record.sequence < old.record.sequence
 
-    def _make_room(self, newcomer_of: str | None, now: float) -> None:
+    def _make_room(self, newcomer_of: str | None, now: float) -> tuple[PeerId, ...]:
         """For one more: a newcomer takes another newcomer's place at most, and everybody else one of those.
 
-        Raises Overloaded.
+        Who gave way.  Raises Overloaded; then nobody did.
         """
         is_full = len(self._entries) >= self._records_max
         if newcomer_of is not None:
             if self._newcomers and (is_full or len(self._newcomers) >= self._newcomers_max):
-                self._drop(self._newcomers.giving_way(newcomer_of))
-                return
+                return (self._drop(self._newcomers.giving_way(newcomer_of)),)
         elif is_full and self._newcomers:
-            self._drop(self._newcomers.giving_way(""))
-            return
-        if is_full:
-            self.expire(now)
+            return (self._drop(self._newcomers.giving_way("")),)
+        gone = self.expire(now) if is_full else []
         if len(self._entries) >= self._records_max:
             raise Overloaded(f"this node knows {self._records_max} peers, and takes no more in", retry_after_s=60)
+        return tuple(gone)
 
     def _put(self, peer: PeerId, entry: _Entry) -> None:
         old = self._entries.get(peer)
@@ -245,7 +243,7 @@ class RoutingTable:
         self._marks.raise_to(peer, mark_of(entry.record, entry.sha256))
         self.digest.put(peer_bytes(peer), entry.record.sequence)
 
-    def _drop(self, peer: PeerId) -> None:
+    def _drop(self, peer: PeerId) -> PeerId:
         """Its mark stays, unless it was never reached."""
         entry = self._entries.pop(peer)
         self._thaw()
@@ -256,6 +254,7 @@ class RoutingTable:
         if peer in self._newcomers:
             self._newcomers.discard(peer)
             self._marks.discard(peer)
+        return peer
 
     def _is_revoked(self, peer: PeerId, now: float) -> bool:
         record = self._records.get(peer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -330,9 +331,26 @@ def test_a_newcomer_that_gave_way_to_another_is_forgotten_too(one: One, monkeypa
     learn(one, first, answered=False)
     one.roster.merge(second.record(), "another host")
     assert one.roster.record_of(first.peer) is None
+    assert first.peer not in one.links._places, "at once: it may be no member yet, of which time would tell"
     assert one.roster.tick() == (False, [first.peer])
-    assert first.peer not in one.links._places
     assert first.peer not in one.roster.alive()
+
+
+def test_a_flood_of_identities_leaves_nothing_behind(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come from all addresses of one IPv6 network, which is one sender."""
+    monkeypatch.setattr(one.roster._table, "_newcomers_max", 4)
+    monkeypatch.setattr(one.roster._table, "_records_max", 5)
+    for n in range(60):
+        with contextlib.suppress(Overloaded):
+            one.roster.merge(Person.create().record(), f"2001:db8::{n:x}" if n % 2 else f"10.0.0.{n}")
+    assert len(one.links._places) <= 4
+    assert set(one.links._places) | {one.peer} == set(one.roster._table.records())
+
+
+def test_who_asks_from_many_addresses_of_one_network_is_one_sender(one: One) -> None:
+    for n in range(3):
+        one.roster.merge(Person.create().record(), f"2001:db8::{n}")
+    assert list(one.roster._table._newcomers._of_sender) == ["2001:db8::/64"]
 
 
 def test_a_new_holding_is_published_in_a_newer_record(one: One, roster: Roster) -> None:
