@@ -17,6 +17,7 @@ from toy_gossip import HOLDS, MODEL, NOW, QUIET, Clock, One, Person, exchange, r
 from coordinator.view import Health
 from node import gossip, identity, revocations
 from node import grant as grants
+from node.bridge import Inbox
 from node.claim import hash_of, id_of
 from node.gossip import (
     GREETINGS_AT_ONCE_MAX,
@@ -654,6 +655,43 @@ def test_a_peer_that_never_answers_is_dead_and_one_whose_record_expires_is_forgo
             nursery.cancel_scope.cancel()
 
     run(main)
+
+
+def test_a_deadline_that_a_thread_brings_forward_while_it_is_read_is_not_slept_through(one: One) -> None:
+    here = threading.get_ident()
+
+    class Core:
+        """Its deadline is far away when the task first reads it; just then a thread brings it forward."""
+
+        claim, peer = one.gossip._core.claim, one.gossip._core.peer
+        at = 100.0
+        reads = 0
+
+        @property
+        def deadline(self) -> float:
+            at = NOW + self.at
+            if threading.get_ident() == here:
+                Core.reads += 1
+            if self.reads == 1 and self.at == 100.0:
+                thread = threading.Thread(target=one.gossip.handle, args=(Tick(),))
+                thread.start()
+                thread.join(0.2)  # it is done by then, or waits until the task has let go
+            return at
+
+        def handle(self, event: object, now: float) -> list[object]:
+            Core.at = 50.0
+            return []
+
+    async def main() -> None:
+        one.gossip._core = Core()
+        one.gossip._sleeps_until = NOW  # of the last sleep
+        one.gossip._wake = Inbox(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.gossip._tick, one.gossip._wake)
+            await eventually(lambda: Core.reads >= 2)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
 
 
 def test_who_holds_something_and_has_not_answered_is_greeted_round_by_round() -> None:
