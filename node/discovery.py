@@ -73,7 +73,7 @@ class Discovery:
     """`run` it.  Both arguments are called in trio.
 
     dial: exchanges records with the node at host:port[#PEERID], and gives who proved to be there, or raises ShoalError.
-    known: the peers that are alive, and the address of each.
+    known: the peers that are known and not dead, and the address of each.
     """
 
     def __init__(self, ways: Ways, dial: Dial, known: KnownPeers) -> None:

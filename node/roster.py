@@ -293,7 +293,7 @@ class Roster:
                 return
             self._heard_at[peer] = now
             self._answered[peer] = record.address
-            self._table.reached(peer)
+            self._table.reached(peer, self._wall())
             if rtt_s is not None:
                 self._distances.measured(peer, rtt_s)
 
@@ -309,12 +309,11 @@ class Roster:
 
     def alive(self) -> dict[PeerId, str]:
         """Members that are alive, and where."""
-        with self._lock:
-            return {
-                peer: record.address
-                for peer, state in self._states.items()
-                if state is State.ALIVE and (record := self._table.get(peer)) is not None
-            }
+        return self._members(State.ALIVE)
+
+    def not_dead(self) -> dict[PeerId, str]:
+        """Those that are suspected too: until a suspicion has run out, nobody looks for them anew."""
+        return self._members(State.ALIVE, State.SUSPECT)
 
     def marks(self) -> dict[PeerId, Mark]:
         """To be kept for the next start."""
@@ -370,6 +369,14 @@ class Roster:
         self._health.forget(peer)
         self._links.forget(peer)
         self.on_forgotten(peer)
+
+    def _members(self, *states: State) -> dict[PeerId, str]:
+        with self._lock:
+            return {
+                peer: record.address
+                for peer, state in self._states.items()
+                if state in states and (record := self._table.get(peer)) is not None
+            }
 
     def _is_usable(self, peer: PeerId) -> bool:
         return self._has_answered(peer) and self._states.get(peer, State.LEFT) is not State.LEFT

@@ -253,6 +253,14 @@ def test_those_that_did_not_answer_and_hold_something_are_asked_a_few_at_a_time(
     assert len(one.roster.unanswered(Random(0), 9)) == 4
 
 
+def test_who_is_suspected_is_not_dead_yet_and_no_discovery_looks_for_it(one: One, other: Person) -> None:
+    learn(one, other)
+    for state, is_there in ((State.ALIVE, True), (State.SUSPECT, True), (State.DEAD, False), (State.LEFT, False)):
+        one.roster.believe(other.peer, state)
+        assert (other.peer in one.roster.not_dead()) is is_there
+        assert (other.peer in one.roster.alive()) is (state is State.ALIVE)
+
+
 # --- load ----------------------------------------------------------------------------------------------------------
 
 
