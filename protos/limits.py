@@ -204,6 +204,10 @@ NEWCOMERS_MAX: Final = 12_288
 """Peers of an open network in a routing table that this node has not reached yet. So 4096 places are for the reached
 alone, however many identities are invented; and a network of ten thousand can still be learned from one seed."""
 
+REACHED_OF_SITE_MAX: Final = 64
+"""Reached peers at one host, IPv6 /64 or domain that nobody pushes out: a testnet on one machine, or the nodes behind
+one router. More of them can take part, as newcomers do."""
+
 NEWCOMERS_OF_SENDER_MAX: Final = 1024
 """Unknown peers that one sender may introduce in a minute: a signature each, so 0.1 s of computing."""
 

@@ -48,9 +48,14 @@ def test_an_address_may_have_so_many_characters_and_no_more() -> None:
         ("fe80::1%eth0", "fe80::/64"),
         ("::ffff:10.0.0.1", "10.0.0.1"),
         ("10.0.0.1", "10.0.0.1"),
+        ("127.1", "127.0.0.1"),
+        ("0x7f.0.0.01", "127.0.0.1"),
         ("a.example", "a.example"),
+        ("one.of.many.Example.", "many.example"),
+        ("1.2.3.4.example", "4.example"),
+        ("localhost", "localhost"),
         ("no:address", "no:address"),
     ],
 )
-def test_the_addresses_of_one_ipv6_network_are_one_site(host: str, expected: str) -> None:
+def test_what_one_party_has_many_of_is_one_site(host: str, expected: str) -> None:
     assert site(host) == expected
