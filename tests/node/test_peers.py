@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -332,6 +333,18 @@ def test_who_asks_for_push_pulls_without_end_is_held_back_alone() -> None:
         ask(other)
         link.close()
         other.close()
+
+
+def test_who_asks_in_many_names_from_one_host_is_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.peers_service.HOST_SYNC_BURST", 2.0)
+    monkeypatch.setattr("node.peers_service.HOST_SYNC_PER_S", 0.001)
+    with PeerNode() as one:
+        for n in range(5):
+            link = connect(Identity.create(), one.address)
+            with pytest.raises(Overloaded, match=r"127\.0\.0\.1 asks") if n == 4 else contextlib.nullcontext():
+                request = pb.SyncRequest(network=open_network().id)
+                link.call(lambda channel: PeersStub(channel).Sync, request, timeout_s=5.0)
+            link.close()
 
 
 def test_of_more_callers_than_are_counted_the_one_heard_longest_ago_is_forgotten(
