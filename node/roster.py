@@ -311,6 +311,11 @@ class Roster:
         """Members that are alive, and where."""
         return self._members(State.ALIVE)
 
+    def answering(self) -> dict[PeerId, str]:
+        """Members that are alive and answered this node at their address."""
+        with self._lock:
+            return {peer: at for peer, at in self.alive().items() if self._has_answered(peer)}
+
     def not_dead(self) -> dict[PeerId, str]:
         """Those that are suspected too: until a suspicion has run out, nobody looks for them anew."""
         return self._members(State.ALIVE, State.SUSPECT)

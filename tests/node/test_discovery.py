@@ -181,6 +181,20 @@ def test_peers_are_written_down_while_it_runs(tmp_path: Path, monkeypatch: pytes
     run(main)
 
 
+def test_who_is_known_by_hearsay_alone_is_not_written_down(tmp_path: Path) -> None:
+    path = tmp_path / "node.peers"
+
+    async def main() -> None:
+        known = {ANNA: "10.0.0.1:1", BERT: "10.0.0.2:1"}
+        made = Discovery(Ways(ME, NETWORK, peers_file=path), World().dial, lambda: known, lambda: {BERT: known[BERT]})
+        async with trio.open_nursery() as nursery:
+            await nursery.start(made.run)
+            nursery.cancel_scope.cancel()
+
+    run(main)
+    assert [each.peer for each in remembered.load(path, NETWORK, time.time())] == [BERT]
+
+
 def test_a_broken_file_and_a_disk_that_fails_are_warnings(tmp_path: Path) -> None:
     path = tmp_path / "node.peers"
     path.write_text("junk")

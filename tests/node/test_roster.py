@@ -344,6 +344,17 @@ def test_a_newcomer_that_gave_way_to_another_is_forgotten_too(one: One, monkeypa
     assert first.peer not in one.roster.alive()
 
 
+def test_who_never_answered_is_alive_by_hearsay_and_answers_nothing(one: One, other: Person, clock: Clock) -> None:
+    learn(one, other, answered=False)
+    one.roster.believe(other.peer, State.ALIVE)
+    assert one.roster.alive() == {other.peer: other.address}
+    assert one.roster.answering() == {}
+    one.roster.answered(other.peer)
+    assert one.roster.answering() == {other.peer: other.address}
+    one.roster.believe(other.peer, State.DEAD)
+    assert one.roster.answering() == {}
+
+
 def test_a_flood_of_identities_leaves_nothing_behind(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
     """They come from all addresses of one IPv6 network, which is one sender."""
     monkeypatch.setattr(one.roster._table, "_newcomers_max", 4)
