@@ -48,7 +48,7 @@ from node.push_pull import PushPull
 from node.rates import Rates
 from node.reachable import Reachable
 from protos import peers_pb2 as pb
-from protos.errors import DeadlineExceeded, InvalidSignature, PeerLost, ShoalError
+from protos.errors import DeadlineExceeded, InvalidSignature, PeerLost, ShoalError, Unavailable
 from protos.limits import ERROR_MESSAGE_CHARS_MAX
 from protos.peers_pb2_grpc import PeersStub
 
@@ -144,7 +144,7 @@ class Gossip:
         self._claims.put(self._core.claim)
         self._greet: OrderedDict[PeerHash, None] = OrderedDict()
         self._strangers: OrderedDict[PeerHash, str] = OrderedDict()
-        self._pings: dict[PeerHash, threading.Event] = {}
+        self._pings: dict[PeerHash, list[threading.Event]] = {}  # who waits for an answer of each
         self._proven: set[tuple[bytes, ...]] = (
             set()
         )  # under the lock: signatures that were verified before it was taken
@@ -187,10 +187,15 @@ class Gossip:
         self.handle(Deaf(deaf))
 
     def answers(self, peer: PeerId, timeout_s: float = PING_S) -> bool:
-        """Whether the peer answers a datagram at the address in its record.  Blocks."""
+        """Whether the peer answers a datagram at the address in its record.  Blocks.  Raises Unavailable, where it is
+        no member yet: nobody pings it then, so that its silence says nothing."""
         there = hash_of(peer)
+        came = threading.Event()
         with self._lock:
-            came = self._pings.setdefault(there, threading.Event())
+            if self._core.member(there) is None:
+                raise Unavailable(f"{peer[:8]} is no member here yet: ask again", retry_after_s=SYNC_S)
+            waiting = self._pings.setdefault(there, [])
+            waiting.append(came)
         try:
             for _ in range(2):  # one may be lost
                 self.handle(Greet(there))
@@ -199,7 +204,9 @@ class Gossip:
             return False
         finally:
             with self._lock:
-                self._pings.pop(there, None)
+                waiting.remove(came)
+                if not waiting:
+                    del self._pings[there]
 
     def own_claim(self) -> Claim:
         with self._lock:
@@ -354,8 +361,8 @@ class Gossip:
                 self._roster.believe(id_of(peer), None)
             case Answered(peer, rtt_s):
                 self._roster.answered(id_of(peer), rtt_s)
-                if peer in self._pings:
-                    self._pings[peer].set()
+                for came in self._pings.get(peer, ()):
+                    came.set()
             case Refused(peer, reason):
                 self.counts[f"refused: {reason.value}"] += 1
                 if reason is not Refusal.STRANGER:

@@ -41,7 +41,7 @@ from node.network import open_network, permissioned
 from node.profile import LAN
 from node.revocations import Revocations
 from protos import peers_pb2 as pb
-from protos.errors import DeadlineExceeded, Overloaded, PeerLost, RecordFromFuture, WrongPeer
+from protos.errors import DeadlineExceeded, Overloaded, PeerLost, RecordFromFuture, Unavailable, WrongPeer
 from protos.limits import DATAGRAM_BYTES_MAX, ERROR_MESSAGE_CHARS_MAX
 
 if TYPE_CHECKING:
@@ -523,7 +523,29 @@ def test_whether_a_peer_answers_is_what_its_ack_says(one: One, people: list[Pers
 
     one.gossip._udp = Answering()
     assert one.gossip.answers(people[0].peer, WAIT_S)
-    assert not one.gossip.answers(Identity.create().peer, 0.02)
+
+
+def test_of_two_who_wait_for_one_peers_answer_the_first_to_give_up_takes_nothing_from_the_other(
+    one: One, people: list[Person]
+) -> None:
+    one.knows(people[0])
+    waits = threading.Thread(target=lambda: said.append(one.gossip.answers(people[0].peer, WAIT_S)))
+    said: list[bool] = []
+    waits.start()
+    while not one.gossip._pings:
+        time.sleep(0.001)  # until the other waits
+    assert not one.gossip.answers(people[0].peer, 0.02)
+    for _, ping in of(one.sent(), Ping):
+        one.gossip._read(people[0].datagram(one.peer, Ack(ping.nonce)), "10.0.0.1", 7645)
+    waits.join(WAIT_S / 4)
+    assert said == [True]
+    assert not one.gossip._pings
+
+
+def test_whether_a_stranger_answers_nobody_can_say_as_nobody_pings_it(one: One) -> None:
+    with pytest.raises(Unavailable, match="no member"):
+        one.gossip.answers(Identity.create().peer, 0.02)
+    assert not one.gossip._pings
 
 
 # --- push-pulls ----------------------------------------------------------------------------------------------------
