@@ -81,7 +81,7 @@ class PeersService:
 
     def Hello(self, request: pb.HelloRequest, context: grpc.ServicerContext) -> pb.HelloReply:  # noqa: N802
         with refusing(context, "peers"):
-            return self._callers.hello(request, self._clock())
+            return self._callers.hello(request, self._clock(), _host(context.peer()))
 
     def Sync(self, request: pb.SyncRequest, context: grpc.ServicerContext) -> pb.SyncReply:  # noqa: N802
         with refusing(context, "peers"):

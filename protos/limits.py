@@ -168,7 +168,7 @@ NONCES_MAX: Final = 4096
 """Challenges that wait for their Hello, 30 s at most; beyond it the oldest is forgotten."""
 
 TOKENS_MAX: Final = 4096
-"""Tokens in force at one node, about 1 KiB each; beyond it newcomers are refused."""
+"""Tokens in force at one node, about 1 KiB each; beyond it the host with most of them gives way, or is refused."""
 
 TOKENS_OF_A_PEER_MAX: Final = 64
 """Of these, one peer's: each start of a command says Hello with its user's key. Beyond it the oldest ends."""
