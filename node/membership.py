@@ -230,8 +230,8 @@ class Membership:
         "_accusations", "_accused_at", "_asked_sync_at", "_claim", "_dead_probe_at", "_deadline", "_deaf", "_doubted",
         "_effects", "_expiries", "_gossip_at", "_greetings", "_handled_at", "_health", "_key", "_late_relays",
         "_left", "_lied", "_network", "_next_probe_at", "_notices", "_own", "_probe", "_probe_began_at", "_profile",
-        "_queue", "_random", "_refuted_at", "_relays", "_sign", "_stranger", "_sync_at", "_synced_at", "_table",
-        "_timers", "_told_at", "_verified", "_verify", "_wanted",
+        "_queue", "_random", "_refuted_at", "_relays", "_renewals", "_sign", "_stranger", "_sync_at", "_synced_at",
+        "_table", "_timers", "_told_at", "_verified", "_verify", "_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -266,6 +266,7 @@ class Membership:
         self._accusations: Rates[tuple[PeerHash, PeerHash]] = Rates(  # by accuser and accused
             profile.accusations_max / profile.accuser_gap_s, profile.accusations_max, profile.accusations_counted_max
         )
+        self._renewals: Rates[PeerHash] = Rates(1 / profile.record_gap_s, 2, profile.renewals_counted_max)
         self._probe: _Probe | None = None
         self._probe_began_at = -math.inf
         self._next_probe_at = now + random.random() * profile.probe_period_s
@@ -514,8 +515,10 @@ class Membership:
         if claim.rank <= held.claim.rank or not self._fits(claim, teller):
             return False
         self._adopt(claim, held, now)
-        if told is None and (claim.sequence > held.claim.sequence or held.state == State.DEAD):
-            self._want_sync(teller, now)  # for the new record; and who comes back may come with a whole partition
+        is_back = held.state == State.DEAD and claim.incarnation > held.claim.incarnation  # with a partition, perhaps
+        is_renewed = claim.sequence > held.claim.sequence
+        if told is None and (is_back or (is_renewed and self._renewals.admit(claim.peer, now))):
+            self._want_sync(teller, now)
         if (told or 0) < self._profile.synced_broadcasts_max:
             self._tell(claim, now)
         return True

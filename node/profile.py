@@ -79,6 +79,13 @@ class Profile:
     sync_gap_s: float = 1.0
     """Between two push-pulls at least, whatever asks for one; scaled like sync_period_s, and below it.  Ours."""
 
+    record_gap_s: float = 10.0
+    """Newer records of one member ask for push-pulls so far apart in the long run, two at once: nobody honest issues
+    them more often.  Ours: otherwise one member that does has everybody sync without end."""
+
+    renewals_counted_max: int = 4096
+    """Members of which that is counted.  About 200 bytes each."""
+
     sync_first_s: float = 2.0
     """After the first peer is known, a push-pull comes at a random time within it.  Up to sync_period_s.  Ours: the
     seed that a node joined by may hide others."""

@@ -785,6 +785,21 @@ def test_a_newer_record_asks_for_a_push_pull_with_the_teller() -> None:
     assert effects == [Changed(peer(1), State.ALIVE, State.ALIVE, START, claim(1, START, 2)), Sync(peer(2))]
 
 
+def test_who_issues_records_without_end_has_them_fetched_as_often_as_one_may_be_issued() -> None:
+    node = core(0, census(5), profile=QUIET)
+
+    def fetched(teller: int, subject: int, sequence: int, now: float) -> bool:
+        wished = node.handle(Received(peer(teller), Gossip((claim(subject, sequence=sequence),))), now)
+        node.handle(Synced(peer(teller)), now)
+        return Sync(peer(teller)) in wished
+
+    often = [fetched(1, 2, 2 + n, 3.0 * n) for n in range(30)]
+    assert often[:2] == [True, True], "one may have been late, the next early"
+    assert 8 <= sum(often) <= 11, "90 s"
+    assert node.member(peer(2)).claim.sequence == 31, "what it claims is taken all the same"
+    assert fetched(1, 3, 2, 90.0), "and another's record is fetched"
+
+
 def test_push_pulls_that_are_asked_for_keep_a_gap() -> None:
     node = core(0, census(3), profile=QUIET)
     assert Sync(peer(2)) in node.handle(Received(peer(2), Gossip((claim(1, START, 2),))), 0.0)
