@@ -129,7 +129,7 @@ class Roster:
 
     def view(self, model_id: str) -> View:
         """Who holds what of a model.  Peers that never answered this node are left out until they do."""
-        now, wall = self._clock(), self._wall()
+        now = self._clock()
         with self._lock:
             table = self._table.records()
             records = {
@@ -140,7 +140,7 @@ class Roster:
             for held in self._held:
                 if held.model_id == model_id:
                     records[self.me] = _viewed(self._own, held)
-            loads = {peer: load for peer in records if (load := self._load_of(peer, wall)) is not None}
+            loads = {peer: load for peer in records if (load := self._load_of(peer, now)) is not None}
             return View(
                 records=records,
                 loads=loads,
@@ -162,12 +162,12 @@ class Roster:
     def status(self, size: Callable[[Held], int] = lambda _: 0) -> list[inference_pb2.PeerStatus]:
         """Every peer whose record is known, this node first.  `size`: the bytes of what is held, for who has the
         manifest."""
-        now, wall = self._clock(), self._wall()
+        now = self._clock()
         home = island_of(self.me, self.islands())
         with self._lock:
             records = {**self._table.records(), self.me: replace(self._own, held=self._held)}
             others = sorted(peer for peer in records if peer != self.me)
-            found = [self._status(peer, records[peer], now, wall) for peer in (self.me, *others)]
+            found = [self._status(peer, records[peer], now) for peer in (self.me, *others)]
         for status, peer in zip(found, (self.me, *others), strict=True):
             status.island = "home" if peer in home else ""
             status.bytes = sum(size(held) for held in records[peer].held[:1])
@@ -235,7 +235,7 @@ class Roster:
         """Takes a load report in, of a peer whose record is known; one that is refused is told in the log alone."""
         try:
             with self._lock:
-                report = self._loads.merge(data, self._wall())
+                report = self._loads.merge(data, self._wall(), self._clock())
                 if report is not None and self._table.get(report.peer) is None:
                     self._loads.forget(report.peer)
         except ShoalError as error:
@@ -398,17 +398,17 @@ class Roster:
     def _health_of(self, peer: PeerId, now: float) -> Health:
         return max(_HEALTH[self._states.get(peer, State.LEFT)], self._health.standing(peer, now))
 
-    def _load_of(self, peer: PeerId, wall: float) -> Load | None:
+    def _load_of(self, peer: PeerId, now: float) -> Load | None:
         if peer == self.me:
             return self._load()
-        report = self._loads.get(peer, wall)
+        report = self._loads.get(peer, now)
         return None if report is None else Load(report.queue, report.kv_bytes_free or None, report.tokens_per_s)
 
-    def _status(self, peer: PeerId, record: Record, now: float, wall: float) -> inference_pb2.PeerStatus:
+    def _status(self, peer: PeerId, record: Record, now: float) -> inference_pb2.PeerStatus:
         held = record.held[0] if record.held else Held("")
         score = self._health.score(peer)
         heard_at = self._heard_at.get(peer)
-        load = self._load_of(peer, wall) or Load()
+        load = self._load_of(peer, now) or Load()
         return inference_pb2.PeerStatus(
             peer_id=peer,
             address=record.address,

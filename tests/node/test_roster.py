@@ -333,6 +333,19 @@ def test_the_own_record_is_renewed_at_half_its_life_and_others_expire_with_all_t
     assert other.peer not in roster._answered
 
 
+@pytest.mark.parametrize("jump_s", [-100.0, 100.0])
+def test_a_load_ages_by_no_wall_clock_that_is_set(one: One, other: Person, jump_s: float) -> None:
+    learn(one, other)
+    walls = [NOW]
+    one.roster._wall = lambda: walls[-1]
+    one.roster.merge_load(load(other, 9))
+    walls.append(NOW + jump_s)
+    one.clock.now += LOAD_S_MAX - 0.1
+    assert one.roster.view(MODEL).loads[other.peer].queue == 9
+    one.clock.now += 0.1
+    assert other.peer not in one.roster.view(MODEL).loads
+
+
 def test_a_newcomer_that_gave_way_to_another_is_forgotten_too(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Person.create(), Person.create()
     monkeypatch.setattr(one.roster._table, "_newcomers_max", 1)
