@@ -85,6 +85,12 @@ SENDER_PER_S: Final = 100.0
 SENDERS_MAX: Final = 4096
 """Hosts, and nodes, that are counted at once."""
 
+STRANGER_FAILED_S: Final = 5.0
+"""After a push-pull with a stranger that failed no other stranger is asked for so long, doubled with each further one
+in a row up to STRANGER_FAILED_S_MAX: anybody can send a datagram, and name an address where nobody answers."""
+
+STRANGER_FAILED_S_MAX: Final = 60.0
+
 STRANGERS_MAX: Final = 64
 """Nodes that sent a datagram and whose record is not known: where they may be asked for it."""
 
@@ -156,6 +162,7 @@ class Gossip:
         self._all_said = trio.Event()
         self._wake: Inbox[None] | None = None
         self._syncs: Inbox[PeerHash] | None = None
+        self._stranger: Inbox[PeerHash] | None = None
         self._syncing: set[PeerHash] = set()
         self.push_pull = PushPull(roster, self, self._random)
         self.reachable = Reachable(roster.address)
@@ -265,10 +272,12 @@ class Gossip:
         """Gossips until it is cancelled."""
         self._wake = Inbox(1)
         self._syncs = Inbox(SYNCS_WAITING_MAX)
+        self._stranger = Inbox(1)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._udp.run, self._read)
             nursery.start_soon(self._tick, self._wake)
             nursery.start_soon(self._begin_syncs, self._syncs, nursery)
+            nursery.start_soon(self._ask_strangers, self._stranger)
             nursery.start_soon(self._look_after)
             task_status.started()
 
@@ -311,6 +320,20 @@ class Gossip:
             self._syncing.discard(peer)
             free.release()
 
+    async def _ask_strangers(self, strangers: Inbox[PeerHash]) -> None:
+        """One at a time, and beside the others' turns: whoever is asked in vain keeps no member waiting."""
+        failed = 0
+        while True:
+            peer = await strangers.get()
+            failed = 0 if await in_thread(partial(self._succeeds, peer), abandon=True) else failed + 1
+            if failed:
+                await trio.sleep(min(STRANGER_FAILED_S * 2.0 ** min(failed - 1, 16), STRANGER_FAILED_S_MAX))
+
+    def _succeeds(self, peer: PeerHash) -> bool:
+        """A push-pull with a stranger: whether it is one no more."""
+        self._guarded(partial(self._sync_with, peer))
+        return self._roster.record_of(id_of(peer)) is not None
+
     async def _look_after(self) -> None:
         """What only time brings."""
         while True:
@@ -350,8 +373,10 @@ class Gossip:
             case Send():
                 self._send(effect)
             case Sync(peer):
-                if self._syncs is not None:
-                    self._syncs.put(peer)
+                is_known = self._roster.record_of(id_of(peer)) is not None
+                syncs = self._syncs if is_known else self._stranger
+                if syncs is not None:
+                    syncs.put(peer)
             case Changed(peer, before, after, _, claim):
                 self._claims.put(claim)
                 self._roster.believe(id_of(peer), after)

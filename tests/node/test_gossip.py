@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from dataclasses import replace
@@ -24,6 +25,7 @@ from node.gossip import (
     HOST_PER_S,
     SENDER_PER_S,
     SENDERS_MAX,
+    STRANGER_FAILED_S_MAX,
     STRANGERS_MAX,
     SYNCS_AT_ONCE_MAX,
     SYNCS_WAITING_MAX,
@@ -82,7 +84,7 @@ class Wishes:
 
     def __init__(self, one: One) -> None:
         self.peers: list[PeerId] = []
-        one.gossip._syncs = self
+        one.gossip._syncs = one.gossip._stranger = self
 
     def put(self, peer: bytes) -> None:
         self.peers.append(id_of(peer))
@@ -674,6 +676,32 @@ def test_a_peer_that_never_answers_is_dead_and_one_whose_record_expires_is_forgo
             await trio.sleep(50.0)
             assert one.state(silent.peer) is State.DEAD
             assert {status.peer_id: status.state for status in one.roster.status()}[silent.peer] == "dead"
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_strangers_that_are_asked_in_vain_keep_no_member_waiting_and_are_asked_ever_more_rarely() -> None:
+    async def main() -> None:
+        one = One(Virtual())
+        member = Person.create()
+        one.knows(member)
+        asked: list[tuple[PeerId, int]] = []
+        second = 0
+        one.gossip._sync_with = lambda peer: asked.append((id_of(peer), second))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(one.gossip.run)
+            for second in range(300):  # noqa: B007  (for who is asked)
+                one.hears(Person.create(), Ping(1), "6.6.6.6", 666)
+                await trio.sleep(1.0)
+            strangers = [at for peer, at in asked if peer != member.peer]
+            assert 5 <= len(strangers) <= 10
+            gaps = [after - before for before, after in itertools.pairwise(strangers)]
+            assert gaps[0] < 8
+            assert max(gaps) <= STRANGER_FAILED_S_MAX + 4
+            assert one.gossip._syncs is not None
+            one.gossip._syncs.put(member.hash)
+            await eventually(lambda: asked[-1] == (member.peer, second))
             nursery.cancel_scope.cancel()
 
     run(main)
