@@ -5,6 +5,7 @@ Law: nothing that fails here ends the node, and whoever is alone goes on looking
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -92,6 +93,7 @@ class Discovery:
         self._lock = threading.Lock()
         self._last: frozenset[PeerId] = frozenset()
         self._seen: list[Remembered] = []
+        self._looked_at = -math.inf
         self._hint: Inbox[None] | None = None
 
     def wake(self) -> None:
@@ -132,10 +134,13 @@ class Discovery:
             event: Event = Tick()
             with trio.move_on_after(due_s):
                 event = await events.receive()
-            self._look_at_known(nursery, news)
+            # It goes through all peers: not for each thing that somebody on the LAN says.
+            if isinstance(event, Reached) or time.monotonic() - self._looked_at >= KNOWN_S:
+                self._look_at_known(nursery, news)
             self._handle(event, nursery, news)
 
     def _look_at_known(self, nursery: trio.Nursery, news: trio.MemorySendChannel[Event]) -> None:
+        self._looked_at = time.monotonic()
         peers = frozenset(self._known())
         if peers != self._last:
             self._last = peers
@@ -197,6 +202,7 @@ class Discovery:
     async def _hints(self, hint: Inbox[None], news: trio.MemorySendChannel[Event]) -> None:
         while True:
             await hint.get()
+            self._looked_at = -math.inf
             await news.send(Tick())
 
     def _given(self) -> list[Event]:
