@@ -22,6 +22,7 @@ from node import datagram, identity, log
 from node.bridge import Inbox, in_thread
 from node.claim import hash_of, id_of, verify_item
 from node.claims import Claims
+from node.greetings import GREETINGS_AT_ONCE_MAX, Greetings
 from node.link import connect
 from node.member import State
 from node.membership import (
@@ -94,9 +95,6 @@ STRANGER_FAILED_S_MAX: Final = 60.0
 STRANGERS_MAX: Final = 64
 """Nodes that sent a datagram and whose record is not known: where they may be asked for it."""
 
-GREETINGS_AT_ONCE_MAX: Final = 16
-"""Newcomers that are pinged at once; the others wait for the next round."""
-
 PUSH_FANOUT: Final = 3
 """Push-pulls that are begun at once for what cannot wait."""
 
@@ -149,6 +147,7 @@ class Gossip:
         self._claims = Claims()
         self._claims.put(self._core.claim)
         self._greet: OrderedDict[PeerHash, None] = OrderedDict()
+        self._greetings = Greetings(self._random)
         self._strangers: OrderedDict[PeerHash, str] = OrderedDict()
         self._pings: dict[PeerHash, list[threading.Event]] = {}  # who waits for an answer of each
         self._proven: set[tuple[bytes, ...]] = (
@@ -345,7 +344,7 @@ class Gossip:
             if self._roster.revocations != self._spread or (is_new and self._deaf):
                 self._spread = self._roster.revocations
                 self._push()
-            for peer in self._roster.unanswered(self._random, GREETINGS_AT_ONCE_MAX):
+            for peer in self._greetings.due(self._roster.unanswered(), self._clock()):
                 self._reach(hash_of(peer))
             # Spread, so that nodes that were started together do not stay in step.
             await trio.sleep(ROUND_S * self._random.uniform(0.75, 1.25))

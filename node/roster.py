@@ -30,7 +30,6 @@ from protos.errors import GrantRevoked, PermissionDenied, ShoalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from random import Random
 
     from coordinator.health import PeerHealth
     from node.hello import Caller
@@ -297,15 +296,17 @@ class Roster:
             if rtt_s is not None:
                 self._distances.measured(peer, rtt_s)
 
-    def unanswered(self, random: Random, count_max: int) -> list[PeerId]:
-        """Some members that hold something, and that this node has not heard at their address."""
+    def unanswered(self) -> dict[PeerId, str]:
+        """Members that hold something, and that this node has not heard at their address, and where that is."""
         with self._lock:
-            found = [
-                peer
+            return {
+                peer: record.address
                 for peer, state in self._states.items()
-                if state is State.ALIVE and not self._has_answered(peer) and self._holds_something(peer)
-            ]
-        return random.sample(sorted(found), min(count_max, len(found)))
+                if state is State.ALIVE
+                and not self._has_answered(peer)
+                and (record := self._table.get(peer)) is not None
+                and record.held
+            }
 
     def alive(self) -> dict[PeerId, str]:
         """Members that are alive, and where."""
@@ -390,10 +391,6 @@ class Roster:
         """At the address that its record says now."""
         record = self._table.get(peer)
         return record is not None and self._answered.get(peer) == record.address
-
-    def _holds_something(self, peer: PeerId) -> bool:
-        record = self._table.get(peer)
-        return record is not None and bool(record.held)
 
     def _health_of(self, peer: PeerId, now: float) -> Health:
         return max(_HEALTH[self._states.get(peer, State.LEFT)], self._health.standing(peer, now))

@@ -435,7 +435,7 @@ def test_newcomers_are_greeted_a_few_at_once_and_the_others_round_by_round(one: 
     one.knows(*crowd)
     assert len(of(one.sent(), Ping)) == GREETINGS_AT_ONCE_MAX
     assert not one.gossip._greet
-    assert len(one.roster.unanswered(one.gossip._random, 1000)) == len(crowd)
+    assert len(one.roster.unanswered()) == len(crowd)
 
 
 def test_who_joins_a_crowd_fills_no_log_and_hears_of_every_death(
