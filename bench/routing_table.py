@@ -187,7 +187,7 @@ def _sync(asker: RoutingTable, answerer: RoutingTable, seed: int) -> tuple[float
 
 def _marks(known: RoutingTable, rounds: int) -> dict[str, str]:
     for peer in known.records():
-        known.reached(peer)
+        known.reached(peer, NOW)
     marks = known.marks()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "marks"

@@ -5,13 +5,16 @@ Pure.
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import socket
 from dataclasses import dataclass
 
 from protos.errors import InvalidRequest
 from protos.ids import PeerId
 from protos.limits import ADDRESS_CHARS_MAX
 
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 _PEER_ID = re.compile(r"[a-z2-7]{52}")
 
 
@@ -56,6 +59,29 @@ def parse(text: str) -> Address:
             f"{text!r:.150} names no peer behind its '#': a peer id has 52 characters, of a to z and 2 to 7"
         )
     return Address(host_port, PeerId(peer) if hash_sign else None)
+
+
+def site(host: str) -> str:
+    """What one party has many of is one: addresses of an IPv6 /64, names of a domain, spellings of an address."""
+    if ":" not in host:
+        return _ipv4(host) or ".".join(host.rstrip(".").lower().split(".")[-2:])
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
+
+
+def _ipv4(host: str) -> str:
+    """The usual form of what resolvers take for an IPv4 address, such as 127.1; empty: it is a name."""
+    if host[-1:] not in _HEX_DIGITS or not host[:1].isdigit():
+        return ""
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))  # no look-up
+    except OSError:
+        return ""
 
 
 def _is_port(text: str) -> bool:

@@ -5,6 +5,7 @@ Law: nothing that fails here ends the node, and whoever is alone goes on looking
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -34,7 +35,6 @@ from node.contact import (
 )
 from node.contacts import Contacts
 from node.lan import Lan
-from node.remembered import Remembered
 from protos.errors import BrokenInvariant, DeadlineExceeded, InvalidRequest, RemoteError, ShoalError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from node.contact import Effect, Status
     from node.lan import Announcement
+    from node.remembered import Remembered
     from protos.ids import PeerId
 
     Dial = Callable[[str], Awaitable[PeerId]]
@@ -70,25 +71,29 @@ class Ways:
 
 
 class Discovery:
-    """`run` it.  Both arguments are called in trio.
+    """`run` it.  The functions are called in trio.
 
     dial: exchanges records with the node at host:port[#PEERID], and gives who proved to be there, or raises ShoalError.
-    known: the peers that are alive, and the address of each.
+    known: the peers that are known and not dead, and the address of each.
+    answering: those of them that are worth remembering, since they answered there.  Without it all are.
     """
 
-    def __init__(self, ways: Ways, dial: Dial, known: KnownPeers) -> None:
+    def __init__(self, ways: Ways, dial: Dial, known: KnownPeers, answering: KnownPeers | None = None) -> None:
         self._ways = ways
         self._dial = dial
         self._known = known
+        self._answering = answering or known
+        self._random = random.Random()  # noqa: S311  (for whom to try when, and whom to remember)
         self._contacts = Contacts(
             ways.me,
-            random.Random(),  # noqa: S311  (for whom to try when)
+            self._random,
             time.monotonic(),
             searching=ways.announcement is not None,
         )
         self._lock = threading.Lock()
         self._last: frozenset[PeerId] = frozenset()
-        self._seen: dict[PeerId, Remembered] = {}
+        self._seen: list[Remembered] = []
+        self._looked_at = -math.inf
         self._hint: Inbox[None] | None = None
 
     def wake(self) -> None:
@@ -111,14 +116,13 @@ class Discovery:
                 nursery.start_soon(self._hints, self._hint, news.clone())
                 if self._ways.announcement is not None:
                     nursery.start_soon(Lan(self._ways.announcement).run, news.clone())
-                if self._ways.peers_file is not None:
-                    nursery.start_soon(self._remember_for_ever)
                 for event in [*self._given(), *await self._recalled()]:
                     self._handle(event, nursery, news)
+                if self._ways.peers_file is not None:
+                    nursery.start_soon(self._remember_for_ever)
                 await self._loop(events, nursery, news)
         finally:
             with trio.CancelScope(shield=True):
-                self._note_known()
                 await self._remember()
 
     async def _loop(
@@ -130,21 +134,17 @@ class Discovery:
             event: Event = Tick()
             with trio.move_on_after(due_s):
                 event = await events.receive()
-            self._look_at_known(nursery, news)
+            # It goes through all peers: not for each thing that somebody on the LAN says.
+            if isinstance(event, Reached) or time.monotonic() - self._looked_at >= KNOWN_S:
+                self._look_at_known(nursery, news)
             self._handle(event, nursery, news)
 
     def _look_at_known(self, nursery: trio.Nursery, news: trio.MemorySendChannel[Event]) -> None:
-        peers = frozenset(self._note_known())
+        self._looked_at = time.monotonic()
+        peers = frozenset(self._known())
         if peers != self._last:
             self._last = peers
             self._handle(Known(peers), nursery, news)
-
-    def _note_known(self) -> Mapping[PeerId, str]:
-        known = self._known()
-        now = int(time.time())
-        if self._ways.peers_file is not None:
-            self._seen |= {peer: Remembered(peer, at, now) for peer, at in known.items() if peer != self._ways.me}
-        return known
 
     def _handle(self, event: Event, nursery: trio.Nursery, news: trio.MemorySendChannel[Event]) -> None:
         try:
@@ -202,6 +202,7 @@ class Discovery:
     async def _hints(self, hint: Inbox[None], news: trio.MemorySendChannel[Event]) -> None:
         while True:
             await hint.get()
+            self._looked_at = -math.inf
             await news.send(Tick())
 
     def _given(self) -> list[Event]:
@@ -217,7 +218,7 @@ class Discovery:
         except InvalidRequest as error:
             log.get("discovery").warning("peers of the last run are forgotten", error=error.message)
             return []
-        self._seen = {each.peer: each for each in peers} | self._seen
+        self._seen = peers
         return [Found(Source.REMEMBERED, f"{each.address}#{each.peer}") for each in peers if each.peer != self._ways.me]
 
     async def _remember_for_ever(self) -> None:
@@ -227,11 +228,13 @@ class Discovery:
 
     async def _remember(self) -> None:
         path = self._ways.peers_file
-        if path is None or not self._seen:
+        if path is None:
             return
-        now = time.time()
-        peers = remembered.bounded(self._seen.values(), now)
-        self._seen = {each.peer: each for each in peers}
+        now = int(time.time())
+        answering = {peer: at for peer, at in self._answering().items() if peer != self._ways.me}
+        peers = self._seen = remembered.renewed(self._seen, answering, now, self._random)
+        if not peers:
+            return
         try:
             await in_thread(partial(remembered.save, path, self._ways.network, peers, now))
         except OSError as error:

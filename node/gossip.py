@@ -22,6 +22,7 @@ from node import datagram, identity, log
 from node.bridge import Inbox, in_thread
 from node.claim import hash_of, id_of, verify_item
 from node.claims import Claims
+from node.greetings import GREETINGS_AT_ONCE_MAX, Greetings
 from node.link import connect
 from node.member import State
 from node.membership import (
@@ -48,7 +49,7 @@ from node.push_pull import PushPull
 from node.rates import Rates
 from node.reachable import Reachable
 from protos import peers_pb2 as pb
-from protos.errors import DeadlineExceeded, InvalidSignature, PeerLost, ShoalError
+from protos.errors import DeadlineExceeded, InvalidSignature, PeerLost, ShoalError, Unavailable
 from protos.limits import ERROR_MESSAGE_CHARS_MAX
 from protos.peers_pb2_grpc import PeersStub
 
@@ -85,11 +86,14 @@ SENDER_PER_S: Final = 100.0
 SENDERS_MAX: Final = 4096
 """Hosts, and nodes, that are counted at once."""
 
+STRANGER_FAILED_S: Final = 5.0
+"""After a push-pull with a stranger that failed no other stranger is asked for so long, doubled with each further one
+in a row up to STRANGER_FAILED_S_MAX: anybody can send a datagram, and name an address where nobody answers."""
+
+STRANGER_FAILED_S_MAX: Final = 60.0
+
 STRANGERS_MAX: Final = 64
 """Nodes that sent a datagram and whose record is not known: where they may be asked for it."""
-
-GREETINGS_AT_ONCE_MAX: Final = 16
-"""Newcomers that are pinged at once; the others wait for the next round."""
 
 PUSH_FANOUT: Final = 3
 """Push-pulls that are begun at once for what cannot wait."""
@@ -143,8 +147,9 @@ class Gossip:
         self._claims = Claims()
         self._claims.put(self._core.claim)
         self._greet: OrderedDict[PeerHash, None] = OrderedDict()
+        self._greetings = Greetings(self._random)
         self._strangers: OrderedDict[PeerHash, str] = OrderedDict()
-        self._pings: dict[PeerHash, threading.Event] = {}
+        self._pings: dict[PeerHash, list[threading.Event]] = {}  # who waits for an answer of each
         self._proven: set[tuple[bytes, ...]] = (
             set()
         )  # under the lock: signatures that were verified before it was taken
@@ -156,6 +161,7 @@ class Gossip:
         self._all_said = trio.Event()
         self._wake: Inbox[None] | None = None
         self._syncs: Inbox[PeerHash] | None = None
+        self._stranger: Inbox[PeerHash] | None = None
         self._syncing: set[PeerHash] = set()
         self.push_pull = PushPull(roster, self, self._random)
         self.reachable = Reachable(roster.address)
@@ -171,7 +177,8 @@ class Gossip:
                 self._claims.put(self._core.claim)
             self._greet_some()
             deadline = self._core.deadline
-        if self._wake is not None and (deadline is None or deadline < self._sleeps_until):
+            is_early = deadline is None or deadline < self._sleeps_until
+        if self._wake is not None and is_early:
             self._wake.put(None)
 
     def failed(self, peer: PeerId, error: ShoalError) -> None:
@@ -186,10 +193,15 @@ class Gossip:
         self.handle(Deaf(deaf))
 
     def answers(self, peer: PeerId, timeout_s: float = PING_S) -> bool:
-        """Whether the peer answers a datagram at the address in its record.  Blocks."""
+        """Whether the peer answers a datagram at the address in its record.  Blocks.  Raises Unavailable, where it is
+        no member yet: nobody pings it then, so that its silence says nothing."""
         there = hash_of(peer)
+        came = threading.Event()
         with self._lock:
-            came = self._pings.setdefault(there, threading.Event())
+            if self._core.member(there) is None:
+                raise Unavailable(f"{peer[:8]} is no member here yet: ask again", retry_after_s=SYNC_S)
+            waiting = self._pings.setdefault(there, [])
+            waiting.append(came)
         try:
             for _ in range(2):  # one may be lost
                 self.handle(Greet(there))
@@ -198,7 +210,9 @@ class Gossip:
             return False
         finally:
             with self._lock:
-                self._pings.pop(there, None)
+                waiting.remove(came)
+                if not waiting:
+                    del self._pings[there]
 
     def own_claim(self) -> Claim:
         with self._lock:
@@ -257,10 +271,12 @@ class Gossip:
         """Gossips until it is cancelled."""
         self._wake = Inbox(1)
         self._syncs = Inbox(SYNCS_WAITING_MAX)
+        self._stranger = Inbox(1)
         async with trio.open_nursery() as nursery:
             await nursery.start(self._udp.run, self._read)
             nursery.start_soon(self._tick, self._wake)
             nursery.start_soon(self._begin_syncs, self._syncs, nursery)
+            nursery.start_soon(self._ask_strangers, self._stranger)
             nursery.start_soon(self._look_after)
             task_status.started()
 
@@ -276,10 +292,11 @@ class Gossip:
 
     async def _tick(self, wake: Inbox[None]) -> None:
         while True:
-            deadline = self._core.deadline
+            with self._lock:  # a thread that brings the deadline forward must see until when this task sleeps
+                deadline = self._core.deadline
+                self._sleeps_until = math.inf if deadline is None else deadline
             if deadline is None:
                 self._all_said.set()
-            self._sleeps_until = math.inf if deadline is None else deadline
             with trio.move_on_after(max(0.0, self._sleeps_until - self._clock())):
                 await wake.get()
                 continue
@@ -302,6 +319,20 @@ class Gossip:
             self._syncing.discard(peer)
             free.release()
 
+    async def _ask_strangers(self, strangers: Inbox[PeerHash]) -> None:
+        """One at a time, and beside the others' turns: whoever is asked in vain keeps no member waiting."""
+        failed = 0
+        while True:
+            peer = await strangers.get()
+            failed = 0 if await in_thread(partial(self._succeeds, peer), abandon=True) else failed + 1
+            if failed:
+                await trio.sleep(min(STRANGER_FAILED_S * 2.0 ** min(failed - 1, 16), STRANGER_FAILED_S_MAX))
+
+    def _succeeds(self, peer: PeerHash) -> bool:
+        """A push-pull with a stranger: whether it is one no more."""
+        self._guarded(partial(self._sync_with, peer))
+        return self._roster.record_of(id_of(peer)) is not None
+
     async def _look_after(self) -> None:
         """What only time brings."""
         while True:
@@ -313,7 +344,7 @@ class Gossip:
             if self._roster.revocations != self._spread or (is_new and self._deaf):
                 self._spread = self._roster.revocations
                 self._push()
-            for peer in self._roster.unanswered(self._random, GREETINGS_AT_ONCE_MAX):
+            for peer in self._greetings.due(self._roster.unanswered(), self._clock()):
                 self._reach(hash_of(peer))
             # Spread, so that nodes that were started together do not stay in step.
             await trio.sleep(ROUND_S * self._random.uniform(0.75, 1.25))
@@ -341,8 +372,10 @@ class Gossip:
             case Send():
                 self._send(effect)
             case Sync(peer):
-                if self._syncs is not None:
-                    self._syncs.put(peer)
+                is_known = self._roster.record_of(id_of(peer)) is not None
+                syncs = self._syncs if is_known else self._stranger
+                if syncs is not None:
+                    syncs.put(peer)
             case Changed(peer, before, after, _, claim):
                 self._claims.put(claim)
                 self._roster.believe(id_of(peer), after)
@@ -352,8 +385,8 @@ class Gossip:
                 self._roster.believe(id_of(peer), None)
             case Answered(peer, rtt_s):
                 self._roster.answered(id_of(peer), rtt_s)
-                if peer in self._pings:
-                    self._pings[peer].set()
+                for came in self._pings.get(peer, ()):
+                    came.set()
             case Refused(peer, reason):
                 self.counts[f"refused: {reason.value}"] += 1
                 if reason is not Refusal.STRANGER:
@@ -401,7 +434,7 @@ class Gossip:
         now = self._clock()
         self.counts["datagrams read"] += 1
         self.counts["bytes read"] += len(data)
-        if not self._hosts.admit(host, now):
+        if not self._hosts.admit(addresses.site(host), now):
             self.counts["dropped: too many of a host"] += 1
             return
         try:
@@ -458,11 +491,11 @@ class Gossip:
 
     def _exchange(self, link: Link) -> None:
         host = addresses.parse(link.address).host
-        exchange = self.push_pull.begin()
+        exchange = self.push_pull.begin(link.peer)
         reply = _sync_call(link, exchange.asked)
         second = self.push_pull.go_on(exchange, reply, host)
         last = None if second is None else _sync_call(link, second)
-        self.push_pull.end(exchange, link.peer, last, host)
+        self.push_pull.end(exchange, last, host)
         self.counts["push-pulls"] += 1
         record = self._roster.record_of(link.peer)
         if record is not None and record.address == link.address:

@@ -11,10 +11,11 @@ import threading
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 
+from node import address as addresses
 from node.identity import Identity, peer_id, verify
 from node.refusal import refuse
 from protos import peers_pb2 as pb
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from protos.ids import PeerId
 
+K = TypeVar("K")
+
 TOKEN_KEY = "shoal-token"  # noqa: S105  (the name of a metadata key)
 TOKEN_S = 600.0
 NONCE_S = 30.0
@@ -56,6 +59,7 @@ class Caller:
 @dataclass(frozen=True, slots=True)
 class _Token:
     caller: Caller
+    site: str
     ends_at: float
 
 
@@ -76,7 +80,9 @@ class Callers:
         self._lock = threading.Lock()
         self._nonces: dict[bytes, float] = {}  # when each ends, the oldest first
         self._tokens: dict[bytes, _Token] = {}  # the oldest first, which is the one that ends first
-        self._of_peer: dict[PeerId, dict[bytes, None]] = {}  # the keys of _tokens, by their caller
+        # The keys of _tokens, the oldest first: by their caller, and by where that called from.
+        self._of_peer: dict[PeerId, dict[bytes, None]] = {}
+        self._of_site: dict[str, dict[bytes, None]] = {}
 
     def challenge(self, now: float) -> pb.ChallengeReply:
         """A nonce for one Hello.  Where too many wait for theirs, the oldest is forgotten."""
@@ -88,8 +94,8 @@ class Callers:
             self._nonces[nonce] = now + NONCE_S
         return pb.ChallengeReply(nonce=nonce, public_key=self._identity.public_key)
 
-    def hello(self, request: pb.HelloRequest, now: float) -> pb.HelloReply:
-        """A token for who signed.  The order: lengths, clock, nonce (spent by the attempt), signature, room.
+    def hello(self, request: pb.HelloRequest, now: float, host: str = "") -> pb.HelloReply:
+        """A token for who signed, at `host`.  The order: lengths, clock, nonce (spent by the attempt), signature, room.
 
         Raises InvalidRequest, Unauthenticated, InvalidSignature, Overloaded.
         """
@@ -107,7 +113,9 @@ class Callers:
         )
         verify(caller.public_key, request.signature, CALLER_DOMAIN, signed)
         return pb.HelloReply(
-            signature=self._identity.sign(SERVER_DOMAIN, signed), token=self._give(caller, now), token_s=TOKEN_S
+            signature=self._identity.sign(SERVER_DOMAIN, signed),
+            token=self._give(caller, now, addresses.site(host)),
+            token_s=TOKEN_S,
         )
 
     def caller(self, token_hex: str, now: float) -> Caller:
@@ -126,29 +134,33 @@ class Callers:
         if ends_at is None or ends_at <= now:
             raise Unauthenticated("this Hello answers no challenge of the last seconds: ask for a new one")
 
-    def _give(self, caller: Caller, now: float) -> bytes:
+    def _give(self, caller: Caller, now: float, site: str = "") -> bytes:
         secret = self._token_bytes(TOKEN_BYTES)
         with self._lock:
-            self._make_room(caller.peer, now)
-            self._tokens[secret] = _Token(caller, now + TOKEN_S)
+            self._make_room(caller.peer, site, now)
+            self._tokens[secret] = _Token(caller, site, now + TOKEN_S)
             self._of_peer.setdefault(caller.peer, {})[secret] = None
+            self._of_site.setdefault(site, {})[secret] = None
         return secret
 
-    def _make_room(self, peer: PeerId, now: float) -> None:
-        """A peer's own oldest token goes first; a full table takes nobody new, so that newcomers cannot push out."""
+    def _make_room(self, peer: PeerId, site: str, now: float) -> None:
+        """A peer's own oldest token goes first.  Where all places are taken, identities cost nothing, and hosts do: the
+        oldest of the host with most tokens goes, unless that is the newcomer's own."""
         while self._tokens and next(iter(self._tokens.values())).ends_at <= now:
             self._forget(next(iter(self._tokens)))
         own = self._of_peer.get(peer)
         if own and (len(own) >= TOKENS_OF_A_PEER_MAX or len(self._tokens) >= TOKENS_MAX):
             self._forget(next(iter(own)))
         elif len(self._tokens) >= TOKENS_MAX:
-            raise Overloaded(f"{TOKENS_MAX} tokens are in force here, and there is room for no more", retry_after_s=30)
+            greedy = max(self._of_site.values(), key=len)
+            if len(greedy) <= len(self._of_site.get(site, ())):
+                raise Overloaded(f"{TOKENS_MAX} tokens are in force here, most of them of your host", retry_after_s=30)
+            self._forget(next(iter(greedy)))
 
     def _forget(self, secret: bytes) -> None:
-        peer = self._tokens.pop(secret).caller.peer
-        del self._of_peer[peer][secret]
-        if not self._of_peer[peer]:
-            del self._of_peer[peer]
+        token = self._tokens.pop(secret)
+        _drop_from(self._of_peer, token.caller.peer, secret)
+        _drop_from(self._of_site, token.site, secret)
 
 
 class Authentication(grpc.ServerInterceptor):
@@ -228,6 +240,12 @@ def _check_clock(time_ms: int, now: float) -> None:
             f"the clocks of the two nodes are {apart_s:.0f} s apart; at most {CLOCK_DIFFERENCE_S_MAX} s are allowed: "
             "set the one that is wrong"
         )
+
+
+def _drop_from(index: dict[K, dict[bytes, None]], key: K, secret: bytes) -> None:
+    del index[key][secret]
+    if not index[key]:
+        del index[key]
 
 
 def _drop_ended(ends_at: dict[bytes, float], now: float) -> None:

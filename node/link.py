@@ -332,11 +332,15 @@ class Links:
     """One link a peer, made on first use from what its record says, and made again when the record says otherwise.
 
     A certificate that is newer than the record (the peer restarted a moment ago) is taken: Hello proves the key over
-    it, which is as good as the record's signature.
+    it, which is as good as the record's signature.  `known_only`: to nobody else are links made, whatever address
+    others give; for a permissioned network, where a record stands for a grant.
     """
 
-    def __init__(self, identity: Identity, *, plaintext: bool = False, timeout_s: float = HELLO_S) -> None:
+    def __init__(
+        self, identity: Identity, *, plaintext: bool = False, timeout_s: float = HELLO_S, known_only: bool = False
+    ) -> None:
         self.plaintext = plaintext
+        self._known_only = known_only
         self.timeout_s = timeout_s
         self._identity = identity
         self._lock = threading.Lock()
@@ -359,7 +363,8 @@ class Links:
             if self._closed:
                 raise PeerLost("this node is leaving, and connects to nobody")
             slot = self._slots.get(peer)
-            place = self._places.get(peer) or (_Place(address, None) if address else None)
+            given = _Place(address, None) if address and self._may_be_anywhere(peer) else None
+            place = self._places.get(peer) or given
             if slot is not None and slot.link is not None and place in (slot.place, None):
                 return slot.link
             if place is None:
@@ -405,6 +410,9 @@ class Links:
         for link in links:
             if link is not None:
                 link.close()
+
+    def _may_be_anywhere(self, peer: PeerId) -> bool:
+        return not self._known_only or peer == self._identity.peer
 
     def _new_slot(self, peer: PeerId) -> _Slot:
         if len(self._slots) >= LINKS_MAX:

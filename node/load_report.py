@@ -6,6 +6,7 @@ stored, and a later one is never replaced by an earlier one.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -100,33 +101,50 @@ def read(data: bytes, network: Network, now: float) -> LoadReport:
     return _checked(message)
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    at: float
+    report: LoadReport
+    sha256: bytes
+
+
 class LoadReports:
     """The newest of each peer, for LOAD_S_MAX.  Times are kept longer, so that none is replayed."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._newest: dict[PeerId, tuple[float, LoadReport]] = {}  # when it came; the oldest first
+        self._newest: dict[PeerId, _Arrived] = {}  # the oldest first
+        self._known: set[bytes] = set()  # their sha256: what comes again is not verified again
 
-    def merge(self, data: bytes, now: float) -> LoadReport | None:
-        """Takes one in.  None: one as new is known.  Raises as `read`; then nothing has changed."""
-        report = read(data, self._network, now)
+    def merge(self, data: bytes, wall: float, now: float) -> LoadReport | None:
+        """Takes one in.  None: one as new is known.  Raises as `read`; then nothing has changed.
+
+        `wall`: seconds since 1970, which its time is held against; `now`: monotonic, of which its age is counted.
+        """
+        sha256 = hashlib.sha256(data).digest()
+        if sha256 in self._known:
+            return None
+        report = read(data, self._network, wall)
         peer = report.peer
         known = self._newest.get(peer)
-        if known is not None and report.time_ms <= known[1].time_ms:
+        if known is not None and report.time_ms <= known.report.time_ms:
             return None
-        self._newest.pop(peer, None)
-        self._newest[peer] = (now, report)
+        self.forget(peer)
+        self._newest[peer] = _Arrived(now, report, sha256)
+        self._known.add(sha256)
         if len(self._newest) > RECORDS_MAX:
-            del self._newest[next(iter(self._newest))]
+            self.forget(next(iter(self._newest)))
         return report
 
     def get(self, peer: PeerId, now: float) -> LoadReport | None:
-        """None: it said nothing lately."""
-        came, report = self._newest.get(peer, (-math.inf, None))
-        return report if now - came < LOAD_S_MAX else None
+        """None: it said nothing lately.  `now`: as in `merge`."""
+        newest = self._newest.get(peer)
+        return newest.report if newest is not None and now - newest.at < LOAD_S_MAX else None
 
     def forget(self, peer: PeerId) -> None:
-        self._newest.pop(peer, None)
+        gone = self._newest.pop(peer, None)
+        if gone is not None:
+            self._known.discard(gone.sha256)
 
 
 def _checked(message: pb.LoadReport) -> LoadReport:

@@ -11,23 +11,25 @@ from typing import TYPE_CHECKING
 
 from node.member import Member, State
 from node.probe_order import ProbeOrder
+from node.urn import Urn
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from node.census import Census
     from node.claim import PeerHash
 
-# Up to so many places all are gone through, in an order by chance: tries at random would miss some.
-_PICKED_EXHAUSTIVELY = 32
+# Places tried at random that hold somebody active, on average, for each one wanted and for two more: one pick in 10^5
+# finds too few.  Where it is as cheap to go through all of them, that is done, in an order by chance.
+_TRIES = 4
 
 
 class MemberTable:
     """Rows by peer, all but the node's own.  `alive` and `suspect` ones are active; the others are tombstones."""
 
-    __slots__ = ("_census", "_counts", "_dead", "_holes", "_late", "_newcomers", "_order", "_own", "_places", "_random",
-                 "_rows", "_step", "_tombstones")  # fmt: skip
+    __slots__ = ("_census", "_counts", "_dead", "_holes", "_late", "_living", "_newcomers", "_order", "_own", "_places",
+                 "_random", "_rows", "_step", "_tombstones")  # fmt: skip
 
     def __init__(self, own: PeerHash, census: Census, random: random.Random) -> None:
         self._own = own
@@ -41,7 +43,8 @@ class MemberTable:
         self._newcomers: list[PeerHash | None] = []  # who is in no census; None: a hole, until the next round
         self._places: dict[PeerHash, int] = {}  # of the newcomers
         self._holes: list[int] = []  # places that a newcomer can have
-        self._late: list[PeerHash] = []  # who came since the round began
+        self._living: Urn[PeerHash] = Urn()  # the active newcomers, so that tombstones hide nobody who lives
+        self._late: Urn[PeerHash] = Urn()  # who came since the round began
         self._order = ProbeOrder(len(census), random)
         self._step = 0
 
@@ -75,8 +78,11 @@ class MemberTable:
             self._counts[before.state] -= 1
         if member.active:
             self._tombstones.pop(peer, None)
+            if peer not in self._census:
+                self._living.add(peer)
         elif before is None or before.active:
             self._tombstones[peer] = forget_at
+            self._living.discard(peer)
         if member.state == State.DEAD:
             self._dead[peer] = None
         else:
@@ -89,8 +95,8 @@ class MemberTable:
         self._counts[before.state] -= 1
         self._tombstones.pop(peer, None)
         self._dead.pop(peer, None)
-        if peer in self._late:
-            self._late.remove(peer)
+        self._living.discard(peer)
+        self._late.discard(peer)
         if peer in self._census:
             self._rows[peer] = None
             return
@@ -127,23 +133,25 @@ class MemberTable:
                 return peer
 
     def pick(self, count: int, *avoided: PeerHash) -> list[PeerHash]:
-        """So many different active ones at random, or fewer where few are found."""
-        places = len(self._census) + len(self._newcomers)
+        """So many different active ones at random, or all where there are fewer."""
         picked: list[PeerHash] = []
-        if count and self.active:
-            for place in self._random_places(places, count):
-                peer = self._at(place)
-                if peer is None or peer in picked or peer in avoided or not self._is_active(peer):
-                    continue
-                picked.append(peer)
-                if len(picked) == count:
-                    break
+        if not count or not self.active:
+            return picked
+        old = len(self._census)
+        for place in self._random_places(old + len(self._living), count):
+            peer = self._census.peers[place] if place < old else self._living[place - old]
+            if peer in picked or peer in avoided or not self._is_active(peer):
+                continue
+            picked.append(peer)
+            if len(picked) == count:
+                break
         return picked
 
-    def _random_places(self, places: int, count: int) -> Iterator[int]:
-        if places <= _PICKED_EXHAUSTIVELY:
-            return iter(self._random.sample(range(places), places))
-        tries = 8 * (count + 2)  # enough where half of the places are dead or holes
+    def _random_places(self, places: int, count: int) -> Iterable[int]:
+        """The more of the census are dead, the more tries."""
+        tries = _TRIES * (count + 2) * places // self.active
+        if tries >= places:
+            return self._random.sample(range(places), places)
         return (self._random.randrange(places) for _ in range(tries))
 
     def _is_active(self, peer: PeerHash) -> bool:
@@ -159,9 +167,7 @@ class MemberTable:
         left = self._order.n - self._step
         late = len(self._late)
         if late and self._random.randrange(left + late) < late:
-            chosen = self._random.randrange(late)
-            self._late[chosen], self._late[-1] = self._late[-1], self._late[chosen]
-            return self._late.pop()
+            return self._late.take(self._random.randrange(late))
         if not left:
             self._begin_round()
         self._step += 1
@@ -179,7 +185,7 @@ class MemberTable:
     def _arrive(self, peer: PeerHash) -> None:
         if peer not in self._census:
             self._take_place(peer)
-        self._late.append(peer)
+        self._late.add(peer)
 
     def _take_place(self, peer: PeerHash) -> None:
         if self._holes:

@@ -41,6 +41,7 @@ from node.member import Member, State
 from node.member_table import MemberTable
 from node.message import GOSSIP_ROOM_BYTES, TARGET_BYTES, Ack, Gossip, Message, Nack, Ping, PingRequest
 from node.profile import LAN, Profile
+from node.rates import Rates
 from node.suspicion import SuspicionTimer
 from protos.errors import InvalidSignature
 from protos.limits import INCARNATION_MAX
@@ -226,11 +227,11 @@ class Membership:
     """
 
     __slots__ = (
-        "_asked_sync_at", "_claim", "_dead_probe_at", "_deadline", "_deaf", "_doubted", "_effects", "_expiries",
-        "_gossip_at", "_greetings", "_handled_at", "_health", "_key", "_late_relays", "_left", "_lied", "_network",
-        "_next_probe_at", "_notices", "_own", "_probe", "_probe_began_at", "_profile", "_queue", "_random",
-        "_refuted_at", "_relays", "_sign", "_stranger", "_sync_at", "_synced_at", "_table", "_timers", "_told_at",
-        "_verified", "_verify", "_wanted",
+        "_accusations", "_accused_at", "_asked_sync_at", "_claim", "_dead_probe_at", "_deadline", "_deaf", "_doubted",
+        "_effects", "_expiries", "_gossip_at", "_greetings", "_handled_at", "_health", "_key", "_late_relays",
+        "_left", "_lied", "_network", "_next_probe_at", "_notices", "_own", "_probe", "_probe_began_at", "_profile",
+        "_queue", "_random", "_refuted_at", "_relays", "_renewals", "_sign", "_stranger", "_sync_at", "_synced_at",
+        "_table", "_timers", "_told_at", "_verified", "_verify", "_wanted",
     )  # fmt: skip
 
     def __init__(
@@ -261,6 +262,11 @@ class Membership:
         self._left = False
         self._health = 0
         self._refuted_at = -math.inf
+        self._accused_at: dict[PeerHash, float] = {}  # when an accuser's word last told on health, the oldest first
+        self._accusations: Rates[tuple[PeerHash, PeerHash]] = Rates(  # by accuser and accused
+            profile.accusations_max / profile.accuser_gap_s, profile.accusations_max, profile.accusations_counted_max
+        )
+        self._renewals: Rates[PeerHash] = Rates(1 / profile.record_gap_s, 2, profile.renewals_counted_max)
         self._probe: _Probe | None = None
         self._probe_began_at = -math.inf
         self._next_probe_at = now + random.random() * profile.probe_period_s
@@ -357,10 +363,10 @@ class Membership:
         - `Deaf`: what was concluded from silence so far is void.  Who hears again says so with a new claim.
 
         A claim is checked in this order: about whom; newer than the one held; room; signature.  A suspicion: about
-        whom; its incarnation; the subject's state; its accuser is alive; new to this timer; signature.  What fails a
-        check changes nothing, and only a signature that does not fit is held against its sender (`Refused`): the rest
-        of what it tells in this event is not looked at.  Nobody honest passes on what he has not verified, and
-        thousands of forgeries must not cost as many verifications.
+        whom; its incarnation; the subject's state; its accuser is alive; new to this timer; signature; its accuser has
+        not accused it too often of late.  What fails a check changes nothing, and only a signature that does not fit is
+        held against its sender (`Refused`): the rest of what it tells in this event is not looked at.  Nobody honest
+        passes on what he has not verified, and thousands of forgeries must not cost as many verifications.
         """
         effects: list[Effect] = []
         self._effects = effects
@@ -509,8 +515,10 @@ class Membership:
         if claim.rank <= held.claim.rank or not self._fits(claim, teller):
             return False
         self._adopt(claim, held, now)
-        if told is None and (claim.sequence > held.claim.sequence or held.state == State.DEAD):
-            self._want_sync(teller, now)  # for the new record; and who comes back may come with a whole partition
+        is_back = held.state == State.DEAD and claim.incarnation > held.claim.incarnation  # with a partition, perhaps
+        is_renewed = claim.sequence > held.claim.sequence
+        if told is None and (is_back or (is_renewed and self._renewals.admit(claim.peer, now))):
+            self._want_sync(teller, now)
         if (told or 0) < self._profile.synced_broadcasts_max:
             self._tell(claim, now)
         return True
@@ -587,10 +595,10 @@ class Membership:
             return False
         if not self._fits(suspicion, teller):
             return False
-        if suspicion.incarnation == held.claim.incarnation:
-            self._suspect(held, suspicion, now)
-        else:
+        if suspicion.incarnation != held.claim.incarnation:
             self._want_sync(teller, now)  # for the claim that it is about: it counts once that is here
+        elif self._accusations.admit((suspicion.accuser, suspicion.subject), now):
+            self._suspect(held, suspicion, now)
         return False
 
     def _meet_accusation(self, suspicion: Suspicion, teller: PeerHash, now: float) -> bool:
@@ -603,11 +611,22 @@ class Membership:
             return True
         if self._deaf or suspicion.incarnation > self._claim.incarnation or not self._fits(suspicion, teller):
             return False
-        if self._is_alive(suspicion.accuser) and now - self._refuted_at >= self._profile.probe_period_s:
-            self._refuted_at = now
+        if self._tells_on_health(suspicion.accuser, now):
+            self._refuted_at = self._accused_at[suspicion.accuser] = now
             self._change_health(1)
         self._raise_above(self._claim.incarnation, now)
         return True
+
+    def _tells_on_health(self, accuser: PeerHash, now: float) -> bool:
+        """One accuser, or a crowd of them, must not keep a healthy node ill: its own probes say how it is."""
+        if not self._is_alive(accuser) or now - self._refuted_at < self._profile.probe_period_s:
+            return False
+        while self._accused_at:
+            oldest, at = next(iter(self._accused_at.items()))
+            if now - at < self._profile.accuser_gap_s:
+                break
+            del self._accused_at[oldest]
+        return accuser not in self._accused_at and len(self._accused_at) < self._profile.health_max
 
     def _suspect(self, held: Member, suspicion: Suspicion, now: float) -> None:
         """One more accuser of an active member in its incarnation."""

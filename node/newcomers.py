@@ -57,6 +57,13 @@ class Newcomers:
         self._sender_of[peer] = sender
         self._of_sender.setdefault(sender, {})[peer] = now
 
+    def renew(self, peer: PeerId, now: float) -> None:
+        """It answered, and stays one all the same: its time begins anew."""
+        sender = self._sender_of.get(peer)
+        if sender is not None:
+            del self._of_sender[sender][peer]
+            self._of_sender[sender][peer] = now
+
     def discard(self, peer: PeerId) -> None:
         sender = self._sender_of.pop(peer, None)
         if sender is None:

@@ -96,7 +96,9 @@ class Peers:
         self._operators_list = _file(places.operators_list)
         self._look_at_lists()
         self.gossip = Gossip(self.roster, identity, links, udp, profile=profile)
-        self.discovery = Discovery(self._ways(identity, network, udp.port), self.gossip.join, self.roster.alive)
+        self.discovery = Discovery(
+            self._ways(identity, network, udp.port), self.gossip.join, self.roster.not_dead, self.roster.answering
+        )
 
     @property
     def me(self) -> PeerId:

@@ -33,6 +33,11 @@ SYNC_PER_S = 2.0
 """Push-pulls a second that one caller may begin in the long run; two calls each."""
 
 SYNC_BURST = 20.0
+
+HOST_SYNC_PER_S = 20.0
+"""And all callers of one host, where identities cost nothing: what a thousand nodes behind one address begin."""
+
+HOST_SYNC_BURST = 200.0
 CALLERS_MAX = 4096
 
 DIAL_BACK_PER_S = 0.1
@@ -62,6 +67,7 @@ class PeersService:
         self._clock = clock
         self._monotonic = monotonic
         self._syncs: Rates[PeerId] = Rates(2 * SYNC_PER_S, 2 * SYNC_BURST, CALLERS_MAX)
+        self._syncs_of_host: Rates[str] = Rates(2 * HOST_SYNC_PER_S, 2 * HOST_SYNC_BURST, CALLERS_MAX)
         self._dials: Rates[PeerId] = Rates(DIAL_BACK_PER_S, 2.0, CALLERS_MAX)
         self._dialling = threading.BoundedSemaphore(DIAL_BACKS_AT_ONCE_MAX)
         self._rates_lock = threading.Lock()
@@ -75,7 +81,7 @@ class PeersService:
 
     def Hello(self, request: pb.HelloRequest, context: grpc.ServicerContext) -> pb.HelloReply:  # noqa: N802
         with refusing(context, "peers"):
-            return self._callers.hello(request, self._clock())
+            return self._callers.hello(request, self._clock(), _host(context.peer()))
 
     def Sync(self, request: pb.SyncRequest, context: grpc.ServicerContext) -> pb.SyncReply:  # noqa: N802
         with refusing(context, "peers"):
@@ -90,9 +96,10 @@ class PeersService:
             return self._dial_back(caller_of(context).peer)
 
     def _sync(self, request: pb.SyncRequest, context: grpc.ServicerContext) -> pb.SyncReply:
-        caller = caller_of(context).peer
+        caller, host = caller_of(context).peer, _host(context.peer())
         self._admit(self._syncs, caller, "push-pulls", 1 / SYNC_PER_S)
-        reply = self._gossip.push_pull.answer(caller, _host(context.peer()), request)
+        self._admit_host(addresses.site(host))
+        reply = self._gossip.push_pull.answer(caller, host, request)
         self._roster.heard(caller)
         return reply
 
@@ -133,6 +140,13 @@ class PeersService:
             if rates.admit(caller, self._monotonic()):
                 return
         raise Overloaded(f"{caller[:8]} asks for more {what} than one node may", retry_after_s=retry_after_s)
+
+    def _admit_host(self, site: str) -> None:
+        """After its callers, so that one of them does not use up what is for all."""
+        with self._rates_lock:
+            if self._syncs_of_host.admit(site, self._monotonic()):
+                return
+        raise Overloaded(f"{site} asks for more push-pulls than one host may", retry_after_s=1 / SYNC_PER_S)
 
 
 def _host(peer: str) -> str:

@@ -79,6 +79,13 @@ class Profile:
     sync_gap_s: float = 1.0
     """Between two push-pulls at least, whatever asks for one; scaled like sync_period_s, and below it.  Ours."""
 
+    record_gap_s: float = 10.0
+    """Newer records of one member ask for push-pulls so far apart in the long run, two at once: nobody honest issues
+    them more often.  Ours: otherwise one member that does has everybody sync without end."""
+
+    renewals_counted_max: int = 4096
+    """Members of which that is counted.  About 200 bytes each."""
+
     sync_first_s: float = 2.0
     """After the first peer is known, a push-pull comes at a random time within it.  Up to sync_period_s.  Ours: the
     seed that a node joined by may hide others."""
@@ -115,6 +122,18 @@ class Profile:
 
     greetings_max: int = 64
     """Pings to members that have not been heard at their address; of more, the oldest's answer is no round trip."""
+
+    accuser_gap_s: float = 120.0
+    """An accuser's word counts against this node's health once in so long, and that of health_max accusers at most; and
+    a quarter of it is what one accuser's suspicions of one other member are apart in the long run.  Above the time in
+    which an ailing node recovers, health_max * probe_period_s.  Ours: otherwise one liar keeps a node ill, or a member
+    suspect, for ever."""
+
+    accusations_max: int = 4
+    """Suspicions of one member by one accuser that are taken at once, as when a link comes and goes.  Ours."""
+
+    accusations_counted_max: int = 1024
+    """Pairs of accuser and accused that are counted.  About 200 bytes each."""
 
     accusers_max: int = 8
     """Kept of one suspicion; at least suspicion_multiplier - 1, which is all that its timeout looks at."""

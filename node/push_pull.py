@@ -2,7 +2,8 @@
 
 Blocks on no network.  PROTOCOL.md, section 17.  Laws: records are taken before claims, and a claim counts only where
 its peer's record is known, so that nobody is a member of whom nothing is known.  A record that is refused keeps no
-other out; one that nobody signed ends the push-pull, since nobody honest passes on what he has not verified.
+other out; one that nobody signed ends the push-pull, since nobody honest passes on what he has not verified.  In a
+permissioned network neither side says anything of others to a peer whose record is not known.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ class _Taken:
 
 @dataclass(slots=True)
 class Exchange:
-    """One push-pull, as who asks sees it."""
+    """One push-pull with `peer`, as who asks sees it."""
 
+    peer: PeerId
     asked: pb.SyncRequest
     taken: _Taken = field(default_factory=_Taken)
 
@@ -75,7 +77,7 @@ class PushPull:
 
     # --- the side that asks
 
-    def begin(self) -> Exchange:
+    def begin(self, peer: PeerId) -> Exchange:
         """The first request carries the own record and claim, so that the answerer knows at once who asks."""
         roster = self._roster
         with roster.locked:
@@ -83,15 +85,20 @@ class PushPull:
             asked.records.extend([roster.signed_of(roster.me) or b""])
         asked.claims.extend([_claim_bytes(self._members.own_claim())])
         asked.claim_digests = self._members.claim_digests()
-        self._add_rest(asked)
-        return Exchange(asked)
+        if self._may_hear(peer):
+            self._add_rest(asked)
+        asked.revocations = roster.revocations
+        return Exchange(peer, asked)
 
     def go_on(self, exchange: Exchange, reply: pb.SyncReply, host: str) -> pb.SyncRequest | None:
         """After the first reply: the second request, or None.
 
-        Raises InvalidRequest, WrongNetwork, InvalidSignature, InvalidDatagram, and InvalidGrant for a revocation list.
+        Raises InvalidRequest, WrongNetwork, InvalidSignature, InvalidDatagram, and InvalidGrant for a revocation list;
+        in a permissioned network also what is wrong with the peer's own record, if that is not known now.
         """
         self._take(reply, host, exchange.taken)
+        if not self._may_hear(exchange.peer):
+            raise _unknown(exchange, host)
         count = len(exchange.asked.claim_digests) // DIGEST_BYTES
         differing = list(reply.claims_differing)
         if differing != sorted(set(differing)) or any(bucket >= count for bucket in differing):
@@ -104,19 +111,17 @@ class PushPull:
             second.claims.extend(map(_claim_bytes, self._limited(newer)))
         return second
 
-    def end(self, exchange: Exchange, peer: PeerId, reply: pb.SyncReply | None, host: str) -> bool:
+    def end(self, exchange: Exchange, reply: pb.SyncReply | None, host: str) -> bool:
         """After the last reply: all claims are taken.  True: something is new.
 
         Raises as `go_on`; afterwards also what is wrong with the peer's own record, if that is not known.
         """
-        taken = exchange.taken
+        peer, taken = exchange.peer, exchange.taken
         if reply is not None:
             self._take(reply, host, taken)
         self._members.synced(peer, self._known(taken.claims), tuple(taken.suspicions))
         if self._roster.record_of(peer) is None:
-            raise taken.refused.get(peer) or InvalidRequest(
-                f"a push-pull with {host} brought no record of who answers there"
-            )
+            raise _unknown(exchange, host)
         return taken.news
 
     # --- the side that answers
@@ -132,21 +137,25 @@ class PushPull:
             self._refuse(caller, taken)
         self._members.synced(caller, self._known(taken.claims), tuple(taken.suspicions))
         with self._roster.locked:
-            reply = reconcile.reply(self._roster, request, self._random)
+            reply = reconcile.reply(self._roster, request, self._random, self._roster.me)
         if request.claim_digests:
             theirs = _digests(request.claim_digests)
             differing, own = self._members.claims_of_differing(theirs)
             reply.claims_differing.extend(differing)
             reply.claims.extend(map(_claim_bytes, self._limited(own)))
         self._add_rest(reply)
+        reply.revocations = self._roster.revocations
         return reply
 
     # --- both
 
+    def _may_hear(self, peer: PeerId) -> bool:
+        """Of others: whoever is at an address may look into an open network, and into no other."""
+        return not self._roster.network.permissioned or self._roster.record_of(peer) is not None
+
     def _add_rest(self, message: pb.SyncRequest | pb.SyncReply) -> None:
         suspicions = itertools.islice(self._members.suspicions(), SYNC_SUSPICIONS_MAX)
         message.suspicions.extend(suspicion_message(one).SerializeToString() for one in suspicions)
-        message.revocations = self._roster.revocations
         message.load = self._roster.load_report()
 
     def _take(self, message: pb.SyncRequest | pb.SyncReply, host: str, taken: _Taken) -> None:
@@ -198,6 +207,13 @@ class PushPull:
         if len(claims) <= SYNC_CLAIMS_MAX:
             return claims
         return self._random.sample(claims, SYNC_CLAIMS_MAX)
+
+
+def _unknown(exchange: Exchange, host: str) -> ShoalError:
+    """Why nothing is known of who answers."""
+    return exchange.taken.refused.get(exchange.peer) or InvalidRequest(
+        f"a push-pull with {host} brought no record of who answers there"
+    )
 
 
 def _each_of_another(signed: Iterable[bytes]) -> Iterator[bytes]:

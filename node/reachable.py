@@ -22,6 +22,9 @@ BELIEVED_S: Final = 1800.0
 PEERS_ASKED: Final = 3
 """Peers whose word is wanted; a node that many can reach asks nobody more."""
 
+RENEWED_S: Final = BELIEVED_S / 2
+"""A good word that is older is asked for again, of the same peer or of another: before it ends there is time for it."""
+
 ASKED_S: Final = 20.0
 """A peer that is being asked is not asked again meanwhile."""
 
@@ -75,6 +78,6 @@ class Reachable:
             return False
         word = self._words.get(peer)
         if word is not None:
-            return now - word.at >= (BELIEVED_S if word.reached else ASK_AGAIN_S)
-        believed = [word for word in self._words.values() if word.reached and now - word.at < BELIEVED_S]
-        return len(believed) < PEERS_ASKED
+            return now - word.at >= (RENEWED_S if word.reached else ASK_AGAIN_S)
+        fresh = [word for word in self._words.values() if word.reached and now - word.at < RENEWED_S]
+        return len(fresh) < PEERS_ASKED

@@ -5,7 +5,7 @@ Pure.  Law: equal tables exchange digests alone, and what differs crosses once, 
     asker                                        answerer
     request    digests of its buckets    ->
                                          <-      reply      entries of the buckets that differ; the records of those
-                                                            that are empty at the asker
+                                                            that are empty at the asker; its own if its bucket differs
     follow_up  what the answerer lacks,  ->
                and what the asker wants  <-      reply      the wanted records
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
-from node.identity import peer_of
+from node.identity import peer_bytes, peer_of
 from protos import peers_pb2 as pb
 from protos.errors import InvalidRequest
 from protos.limits import PEERS_MESSAGE_BYTES_MAX, RECORDS_MAX, SYNC_BUCKETS_MAX, SYNC_RECORDS_MAX
@@ -118,19 +118,25 @@ def request(table: Table) -> pb.SyncRequest:
     return pb.SyncRequest(network=table.network.id, digests=b"".join(table.digest.digests(count)))
 
 
-def reply(table: Table, message: pb.SyncRequest, random: Random) -> pb.SyncReply:
-    """The answer to either request, whose records are merged already.  Raises InvalidRequest, WrongNetwork."""
+def reply(table: Table, message: pb.SyncRequest, random: Random, me: PeerId | None = None) -> pb.SyncReply:
+    """The answer to either request, whose records are merged already.  Raises InvalidRequest, WrongNetwork.
+
+    `me`: whose table it is; to who may lack that record it goes at once, and first.
+    """
     table.network.check(message.network, "a push-pull")
     made = pb.SyncReply(network=table.network.id)
     chosen: list[bytes] = []
+    own = None if me is None else peer_bytes(me)
     if message.digests:
         theirs = _cut(message.digests, DIGEST_BYTES, SYNC_BUCKETS_MAX, "digests")
         if len(theirs) & (len(theirs) - 1):
             _refuse(f"it has {len(theirs)} digests, which is no power of two")
         chosen += _compare(table.digest, theirs, made)
+        if own is not None and own[0] * len(theirs) // SYNC_BUCKETS_MAX in made.differing:
+            chosen.append(own)
     for prefix in _cut(message.wants, PREFIX_BYTES, SYNC_RECORDS_MAX, "wants"):
         chosen += table.digest.having(prefix)
-    made.records.extend(_records(table, chosen, random))
+    made.records.extend(_records(table, chosen, random, own))
     return made
 
 
@@ -181,9 +187,11 @@ def _compare(digest: Digest, theirs: list[bytes], made: pb.SyncReply) -> list[by
     return lacking
 
 
-def _records(table: Table, peers: list[bytes], random: Random) -> Iterable[bytes]:
-    """As many as a message takes; if not all, then each time others."""
+def _records(table: Table, peers: list[bytes], random: Random, first: bytes | None = None) -> Iterable[bytes]:
+    """As many as a message takes; if not all, then each time others, but `first` among them."""
+    peers = list(dict.fromkeys(peers))
     random.shuffle(peers)
+    peers.sort(key=lambda peer: peer != first)
     room = _RECORDS_BYTES_MAX
     for peer in peers[:SYNC_RECORDS_MAX]:
         signed = table.signed_of(peer_of(peer)) or b""

@@ -19,8 +19,9 @@ from node.contacts import REMEMBERED_MAX
 from protos.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
+    from random import Random
 
     from protos.ids import PeerId
 
@@ -74,6 +75,17 @@ def save(path: Path, network: bytes, peers: Iterable[Remembered], now: float) ->
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def renewed(old: Iterable[Remembered], answering: Mapping[PeerId, str], now: int, random: Random) -> list[Remembered]:
+    """`old` with those that answer now.  Of these, who is in it already stays, and others fill it by chance: whoever
+    invents thousands of peers must not choose whom a node asks after its next start."""
+    old = list(old)
+    kept = [each.peer for each in old if each.peer in answering]
+    others = sorted(answering.keys() - kept)
+    chosen = random.sample(others, max(0, min(REMEMBERED_MAX - len(kept), len(others))))
+    seen = [Remembered(peer, answering[peer], now) for peer in kept + chosen]
+    return bounded([*seen, *(each for each in old if each.peer not in answering)], now)
 
 
 def bounded(peers: Iterable[Remembered], now: float) -> list[Remembered]:

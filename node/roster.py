@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from coordinator import view
 from coordinator.islands import Place, island_of, islands
 from coordinator.view import Health, Load, View
+from node import address as addresses
 from node import grant as grants
 from node import load_report, log
 from node.distance import Distances
@@ -28,8 +29,7 @@ from protos import inference_pb2
 from protos.errors import GrantRevoked, PermissionDenied, ShoalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from random import Random
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from coordinator.health import PeerHealth
     from node.hello import Caller
@@ -87,6 +87,8 @@ class Roster:
         self.me: PeerId = identity.peer
         self.address = about.address
         self.network = network
+        self.on_forgotten: Callable[[PeerId], None] = lambda _: None
+        """Told, under the lock, whose record is known no longer.  It must not wait."""
         self._identity = identity
         self._links = links
         self._health = health
@@ -126,7 +128,7 @@ class Roster:
 
     def view(self, model_id: str) -> View:
         """Who holds what of a model.  Peers that never answered this node are left out until they do."""
-        now, wall = self._clock(), self._wall()
+        now = self._clock()
         with self._lock:
             table = self._table.records()
             records = {
@@ -137,7 +139,7 @@ class Roster:
             for held in self._held:
                 if held.model_id == model_id:
                     records[self.me] = _viewed(self._own, held)
-            loads = {peer: load for peer in records if (load := self._load_of(peer, wall)) is not None}
+            loads = {peer: load for peer in records if (load := self._load_of(peer, now)) is not None}
             return View(
                 records=records,
                 loads=loads,
@@ -159,12 +161,12 @@ class Roster:
     def status(self, size: Callable[[Held], int] = lambda _: 0) -> list[inference_pb2.PeerStatus]:
         """Every peer whose record is known, this node first.  `size`: the bytes of what is held, for who has the
         manifest."""
-        now, wall = self._clock(), self._wall()
+        now = self._clock()
         home = island_of(self.me, self.islands())
         with self._lock:
             records = {**self._table.records(), self.me: replace(self._own, held=self._held)}
             others = sorted(peer for peer in records if peer != self.me)
-            found = [self._status(peer, records[peer], now, wall) for peer in (self.me, *others)]
+            found = [self._status(peer, records[peer], now) for peer in (self.me, *others)]
         for status, peer in zip(found, (self.me, *others), strict=True):
             status.island = "home" if peer in home else ""
             status.bytes = sum(size(held) for held in records[peer].held[:1])
@@ -215,9 +217,10 @@ class Roster:
     def merge(self, data: bytes, host: str) -> bool:
         """Takes a record in that came from `host`; whether it is news.  Raises what RoutingTable.merge does."""
         with self._lock:
-            outcome = self._table.merge(data, self._wall(), host)
+            outcome = self._table.merge(data, self._wall(), addresses.site(host))
             if not isinstance(outcome, Accepted):
                 return False
+            self._forget_all(outcome.gave_way)
             record = outcome.record
             if record.peer == self.me:
                 # Of this node's last run, if its clock went back; or another process has a copy of the key.
@@ -231,7 +234,7 @@ class Roster:
         """Takes a load report in, of a peer whose record is known; one that is refused is told in the log alone."""
         try:
             with self._lock:
-                report = self._loads.merge(data, self._wall())
+                report = self._loads.merge(data, self._wall(), self._clock())
                 if report is not None and self._table.get(report.peer) is None:
                     self._loads.forget(report.peer)
         except ShoalError as error:
@@ -241,8 +244,7 @@ class Roster:
         """Takes the operator's list in; whom it puts out.  Raises what RoutingTable.merge_revocations does."""
         with self._lock:
             gone = self._table.merge_revocations(data, self._wall())[1]
-            for peer in gone:
-                self._forget(peer)
+            self._forget_all(gone)
             if self.me in gone:
                 self._tell_refused(GrantRevoked("the operator took this node's grant back"))
             return gone
@@ -290,28 +292,34 @@ class Roster:
                 return
             self._heard_at[peer] = now
             self._answered[peer] = record.address
-            self._table.reached(peer)
+            self._table.reached(peer, self._wall())
             if rtt_s is not None:
                 self._distances.measured(peer, rtt_s)
 
-    def unanswered(self, random: Random, count_max: int) -> list[PeerId]:
-        """Some members that hold something, and that this node has not heard at their address."""
-        with self._lock:
-            found = [
-                peer
-                for peer, state in self._states.items()
-                if state is State.ALIVE and not self._has_answered(peer) and self._holds_something(peer)
-            ]
-        return random.sample(sorted(found), min(count_max, len(found)))
-
-    def alive(self) -> dict[PeerId, str]:
-        """Members that are alive, and where."""
+    def unanswered(self) -> dict[PeerId, str]:
+        """Members that hold something, and that this node has not heard at their address, and where that is."""
         with self._lock:
             return {
                 peer: record.address
                 for peer, state in self._states.items()
-                if state is State.ALIVE and (record := self._table.get(peer)) is not None
+                if state is State.ALIVE
+                and not self._has_answered(peer)
+                and (record := self._table.get(peer)) is not None
+                and record.held
             }
+
+    def alive(self) -> dict[PeerId, str]:
+        """Members that are alive, and where."""
+        return self._members(State.ALIVE)
+
+    def answering(self) -> dict[PeerId, str]:
+        """Members that are alive and answered this node at their address."""
+        with self._lock:
+            return {peer: at for peer, at in self.alive().items() if self._has_answered(peer)}
+
+    def not_dead(self) -> dict[PeerId, str]:
+        """Those that are suspected too: until a suspicion has run out, nobody looks for them anew."""
+        return self._members(State.ALIVE, State.SUSPECT)
 
     def marks(self) -> dict[PeerId, Mark]:
         """To be kept for the next start."""
@@ -324,8 +332,7 @@ class Roster:
         with self._lock:
             gone = dict.fromkeys(self._table.expire(self._wall()))
             gone |= dict.fromkeys(peer for peer in self._states if self._table.get(peer) is None)
-            for peer in gone:
-                self._forget(peer)
+            self._forget_all(gone)
             try:
                 is_new = self._issue(self._wall())
             except ShoalError as error:  # its grant has ended or was taken back: a restart with another one mends it
@@ -337,7 +344,9 @@ class Roster:
         """Raises what RoutingTable.merge does, of this node's own record."""
         made = self._issuer.issue(wall)
         if made is not None:
-            self._table.merge(sign(made, self._identity), wall)
+            outcome = self._table.merge(sign(made, self._identity), wall)
+            if isinstance(outcome, Accepted):
+                self._forget_all(outcome.gave_way)
             self._own = made
         return made is not None
 
@@ -353,6 +362,10 @@ class Roster:
                 advice="if it is the grant: ask the network's operator for another, and start this node again with it",
             )
 
+    def _forget_all(self, peers: Iterable[PeerId]) -> None:
+        for peer in peers:
+            self._forget(peer)
+
     def _forget(self, peer: PeerId) -> None:
         """All but whether it is a member, which is not decided here."""
         self._heard_at.pop(peer, None)
@@ -361,6 +374,15 @@ class Roster:
         self._loads.forget(peer)
         self._health.forget(peer)
         self._links.forget(peer)
+        self.on_forgotten(peer)
+
+    def _members(self, *states: State) -> dict[PeerId, str]:
+        with self._lock:
+            return {
+                peer: record.address
+                for peer, state in self._states.items()
+                if state in states and (record := self._table.get(peer)) is not None
+            }
 
     def _is_usable(self, peer: PeerId) -> bool:
         return self._has_answered(peer) and self._states.get(peer, State.LEFT) is not State.LEFT
@@ -370,24 +392,20 @@ class Roster:
         record = self._table.get(peer)
         return record is not None and self._answered.get(peer) == record.address
 
-    def _holds_something(self, peer: PeerId) -> bool:
-        record = self._table.get(peer)
-        return record is not None and bool(record.held)
-
     def _health_of(self, peer: PeerId, now: float) -> Health:
         return max(_HEALTH[self._states.get(peer, State.LEFT)], self._health.standing(peer, now))
 
-    def _load_of(self, peer: PeerId, wall: float) -> Load | None:
+    def _load_of(self, peer: PeerId, now: float) -> Load | None:
         if peer == self.me:
             return self._load()
-        report = self._loads.get(peer, wall)
+        report = self._loads.get(peer, now)
         return None if report is None else Load(report.queue, report.kv_bytes_free or None, report.tokens_per_s)
 
-    def _status(self, peer: PeerId, record: Record, now: float, wall: float) -> inference_pb2.PeerStatus:
+    def _status(self, peer: PeerId, record: Record, now: float) -> inference_pb2.PeerStatus:
         held = record.held[0] if record.held else Held("")
         score = self._health.score(peer)
         heard_at = self._heard_at.get(peer)
-        load = self._load_of(peer, wall) or Load()
+        load = self._load_of(peer, now) or Load()
         return inference_pb2.PeerStatus(
             peer_id=peer,
             address=record.address,

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from node import address
 from node import record as records
 from node.evidence import Evidence, EvidenceBook
 from node.grant import read as read_grant
@@ -31,6 +32,7 @@ from node.identity import peer_bytes
 from node.marks import Marks, mark_of
 from node.network import open_network
 from node.newcomers import Newcomers
+from node.reached import Reached
 from node.reconcile import Digest
 from node.revocations import Newer, RevocationList
 from protos.errors import Equivocation, GrantExpired, GrantRevoked, Overloaded
@@ -48,9 +50,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Newer than what was known; it is known now."""
+    """Newer than what was known; it is known now.  `gave_way`: whose records are known no longer."""
 
     record: Record
+    gave_way: tuple[PeerId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ class RoutingTable:
         self._peer_of: dict[bytes, PeerId] = {}  # by the sha256 of what was signed
         self._holders = Holders()
         self._newcomers = Newcomers()
+        self._reached = Reached()
         self._marks = Marks(marks)
         self._evidence = EvidenceBook()
         self._revocations = RevocationList(self.network)
@@ -119,18 +123,28 @@ class RoutingTable:
             self._newcomers.count(sender, now)
         record = records.verified(envelope, int(now * 1000), self.network, self._revocations.revocations)
         entry = _Entry(record, sha256, envelope.signed)
+        is_back = sender is not None and not self.network.permissioned and not is_new and peer not in self._entries
+        if is_back and not self._reached.has_room(_host(record)):
+            is_new, is_back = True, False
         if self._is_stale(peer, entry):
             return Stale(record)
-        if peer not in self._entries:
-            self._make_room(sender if is_new else None, now)
+        gave_way = () if peer in self._entries else self._make_room(sender if is_new else None, now)
         self._put(peer, entry)
         if sender is not None and is_new and peer not in self._newcomers:
             self._newcomers.add(peer, sender, now)
-        return Accepted(record)
+        if is_back:
+            self._reached.add(peer, _host(record))
+        return Accepted(record, gave_way)
 
-    def reached(self, peer: PeerId) -> None:
-        """It answered at its record's address: from now on no newcomer pushes it out."""
-        self._newcomers.discard(peer)
+    def reached(self, peer: PeerId, now: float) -> None:
+        """It answered at its record's address: from now on no newcomer pushes it out, unless many answer there."""
+        record = self._records.get(peer)
+        if record is None or self.network.permissioned:
+            return
+        if self._reached.add(peer, _host(record)):
+            self._newcomers.discard(peer)
+        else:
+            self._newcomers.renew(peer, now)
 
     def is_reached(self, peer: PeerId) -> bool:
         """Or needs not to be: this node itself, and whoever has a grant."""
@@ -214,23 +228,21 @@ class RoutingTable:
             raise Equivocation(f"a node's record is refused: {peer[:8]} signed two different ones with one sequence")
         return entry.record.sequence < old.record.sequence
 
-    def _make_room(self, newcomer_of: str | None, now: float) -> None:
+    def _make_room(self, newcomer_of: str | None, now: float) -> tuple[PeerId, ...]:
         """For one more: a newcomer takes another newcomer's place at most, and everybody else one of those.
 
-        Raises Overloaded.
+        Who gave way.  Raises Overloaded; then nobody did.
         """
         is_full = len(self._entries) >= self._records_max
         if newcomer_of is not None:
             if self._newcomers and (is_full or len(self._newcomers) >= self._newcomers_max):
-                self._drop(self._newcomers.giving_way(newcomer_of))
-                return
+                return (self._drop(self._newcomers.giving_way(newcomer_of)),)
         elif is_full and self._newcomers:
-            self._drop(self._newcomers.giving_way(""))
-            return
-        if is_full:
-            self.expire(now)
+            return (self._drop(self._newcomers.giving_way("")),)
+        gone = self.expire(now) if is_full else []
         if len(self._entries) >= self._records_max:
             raise Overloaded(f"this node knows {self._records_max} peers, and takes no more in", retry_after_s=60)
+        return tuple(gone)
 
     def _put(self, peer: PeerId, entry: _Entry) -> None:
         old = self._entries.get(peer)
@@ -245,7 +257,7 @@ class RoutingTable:
         self._marks.raise_to(peer, mark_of(entry.record, entry.sha256))
         self.digest.put(peer_bytes(peer), entry.record.sequence)
 
-    def _drop(self, peer: PeerId) -> None:
+    def _drop(self, peer: PeerId) -> PeerId:
         """Its mark stays, unless it was never reached."""
         entry = self._entries.pop(peer)
         self._thaw()
@@ -253,9 +265,11 @@ class RoutingTable:
         del self._peer_of[entry.sha256]
         self._holders.drop(peer, entry.record.held)
         self.digest.drop(peer_bytes(peer))
+        self._reached.discard(peer)
         if peer in self._newcomers:
             self._newcomers.discard(peer)
             self._marks.discard(peer)
+        return peer
 
     def _is_revoked(self, peer: PeerId, now: float) -> bool:
         record = self._records.get(peer)
@@ -272,3 +286,7 @@ class RoutingTable:
         if self._is_shared:
             self._records = dict(self._records)
             self._is_shared = False
+
+
+def _host(record: Record) -> str:
+    return address.parse(record.address).host

@@ -131,13 +131,13 @@ class _Wire:
         self.certificate = None if config.plaintext else Certificate.make(time.time())
         self.sha256 = self.certificate.sha256 if self.certificate else None
         self.callers = Callers(self.identity, self.sha256)
-        self.links = Links(self.identity, plaintext=config.plaintext)
         self.health = PeerHealth()
         self.peers: Peers | None = None
         self.experts: ExpertPort | None = None
         self.pools = Pools(config)
         self.admission = operator_files.admission(config.network, config.grant, self.me, time.time())
         _check_revocations(config, self.admission.network)
+        self.links = Links(self.identity, plaintext=config.plaintext, known_only=self.admission.network.permissioned)
         self.server, self.udp = self._bound()
         self.address = config.advertise or _address(config.host, self.server.port)
 
@@ -224,6 +224,7 @@ class _Node:
             profile=_profile(config),
             load=self._load,
         )
+        self.peers.roster.on_forgotten = wire.server.cut
         me = stage_pb2.Peer(peer_id=wire.me, address=wire.address)
         capacity = Capacity(*served.worker.capacity) if served.worker is not None else None
         self.host = StageHost(me, served.manifest, served.worker, served.holding.span, wire.links, capacity=capacity)

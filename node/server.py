@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
-from node.hello import Authentication
+from node.hello import Authentication, caller_of
 from node.intake import READERS_MAX, Intake
 from node.link import SERVER_OPTIONS, server_credentials
-from protos.errors import PortInUse
+from protos.errors import PermissionDenied, PortInUse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from node.certificate import Certificate
     from node.config import Config
     from node.hello import Caller, Callers
+    from protos.ids import PeerId
 
 # Threads for calls that answer at once: Hello, records, Info.  Each pool of short calls and answers has READERS_MAX
 # more, for messages that have not come.
@@ -76,7 +77,7 @@ class Server:
     ) -> None:
         """`port`: in place of the configured one.  Raises PortInUse.  Without a certificate the wire is plaintext."""
         self._pools = pools
-        self._streams = _PeerStreams()
+        self._streams = _PeerStreams(permit)
         self._intake = Intake()
         self._server = grpc.server(
             pools.control,
@@ -94,6 +95,10 @@ class Server:
         self._server.start()
         self._started = True
 
+    def cut(self, peer: PeerId) -> None:
+        """Ends the streams of a node that may make none now; those that it begins are refused by `permit`."""
+        self._streams.cut(peer)
+
     def stop(self, grace_s: float) -> None:
         """Blocks until every call has ended, `grace_s` seconds at most; then cancels them.
 
@@ -102,7 +107,7 @@ class Server:
         if not self._started:  # grpc would wait for ever for a server that never ran
             self.start(())
         stopped = self._server.stop(grace_s)
-        self._streams.cut()
+        self._streams.cut_all()
         stopped.wait()
         self._intake.close()
         self._pools.shutdown()
@@ -111,12 +116,19 @@ class Server:
 class _PeerStreams(grpc.ServerInterceptor):
     """Knows the streams in both directions that are open: only nodes have such, and they last as long as the node."""
 
-    def __init__(self) -> None:
-        self._open: set[grpc.ServicerContext] = set()
+    def __init__(self, permit: Callable[[Caller, str], None] | None) -> None:
+        self._permit = permit
+        self._open: dict[grpc.ServicerContext, Caller] = {}
         self._lock = threading.Lock()
         self._leaving = False
 
-    def cut(self) -> None:
+    def cut(self, peer: PeerId) -> None:
+        with self._lock:
+            streams = [context for context, caller in self._open.items() if caller.peer == peer]
+        for context in streams:
+            context.cancel()
+
+    def cut_all(self) -> None:
         with self._lock:
             self._leaving = True
             streams = list(self._open)
@@ -132,32 +144,45 @@ class _PeerStreams(grpc.ServerInterceptor):
         if handler is None or handler.stream_stream is None:
             return handler
         return grpc.stream_stream_rpc_method_handler(
-            _Counted(self, handler.stream_stream), handler.request_deserializer, handler.response_serializer
+            _Counted(self, details.method, handler.stream_stream),
+            handler.request_deserializer,
+            handler.response_serializer,
         )
 
-    def add(self, context: grpc.ServicerContext) -> None:
+    def add(self, context: grpc.ServicerContext, method: str) -> None:
+        caller = caller_of(context)
         with self._lock:
-            self._open.add(context)
+            self._open[context] = caller
             leaving = self._leaving
-        if leaving or not context.add_callback(lambda: self._forget(context)):
+        # Asked once more: who was put out between the first time and now was not cut.
+        if leaving or not self._permits(caller, method) or not context.add_callback(lambda: self._forget(context)):
             self._forget(context)
             context.cancel()
 
+    def _permits(self, caller: Caller, method: str) -> bool:
+        try:
+            if self._permit is not None:
+                self._permit(caller, method)
+        except PermissionDenied:
+            return False
+        return True
+
     def _forget(self, context: grpc.ServicerContext) -> None:
         with self._lock:
-            self._open.discard(context)
+            self._open.pop(context, None)
 
 
 class _Counted:
     """A stream's handler that tells of it first; it keeps the handler's thread pool, by the attribute of grpc's."""
 
-    def __init__(self, streams: _PeerStreams, handle: Callable[..., Iterator[Any]]) -> None:
+    def __init__(self, streams: _PeerStreams, method: str, handle: Callable[..., Iterator[Any]]) -> None:
         self._streams = streams
+        self._method = method
         self._handle = handle
         self.experimental_thread_pool = getattr(handle, "experimental_thread_pool", None)
 
     def __call__(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        self._streams.add(context)
+        self._streams.add(context, self._method)
         return self._handle(requests, context)
 
 

@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 
     SocketAddress = tuple[Any, ...]
 
-# What a name was looked up to holds so long; one that was not found is looked up again after as long.
+# What a name was looked up to holds so long; one that was never found is looked up again after as long.
 LOOKUP_S: Final = 60.0
+# A look-up that takes longer has failed; a name that was found before keeps its place, and is asked for again after it.
 LOOKUP_S_MAX: Final = 5.0
+# Each holds a thread, until the resolver gives up: after 20 s or so, when LOOKUP_S_MAX is long over.
+LOOKUPS_AT_ONCE_MAX: Final = 3
 # Names that are remembered; of more, the one that was added first is forgotten.
 NAMES_MAX: Final = 4096
 # Names that wait to be looked up.
@@ -88,7 +91,7 @@ class Udp:
         """Hands (data, host and port that sent it) to `read`, and looks names up, until it is cancelled."""
         self._wanted = Inbox(_WAITING_MAX)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look_up_names, self._wanted)
+            nursery.start_soon(self._look_up_names, self._wanted, nursery)
             task_status.started()
             while True:
                 await trio.lowlevel.wait_readable(self._socket)
@@ -133,13 +136,22 @@ class Udp:
                 del self._names[next(iter(self._names))]
             self._names[address] = (until, where)
 
-    async def _look_up_names(self, wanted: Inbox[str]) -> None:
+    async def _look_up_names(self, wanted: Inbox[str], nursery: trio.Nursery) -> None:
+        free = trio.Semaphore(LOOKUPS_AT_ONCE_MAX)
         while True:
-            address = await wanted.get()
+            await free.acquire()
+            nursery.start_soon(self._look_up_name, await wanted.get(), free)
+
+    async def _look_up_name(self, address: str, free: trio.Semaphore) -> None:
+        try:
             where: SocketAddress | None = None
             with trio.move_on_after(LOOKUP_S_MAX):
                 where = await in_thread(partial(self._look_up, address), abandon=True)
-            self._remember(address, time.monotonic() + LOOKUP_S, where)
+            before = self._names.get(address, (0.0, None))[1]
+            again_s = LOOKUP_S_MAX if where is None and before is not None else LOOKUP_S
+            self._remember(address, time.monotonic() + again_s, where or before)
+        finally:
+            free.release()
 
     def _look_up(self, address: str) -> SocketAddress | None:
         try:

@@ -168,7 +168,7 @@ NONCES_MAX: Final = 4096
 """Challenges that wait for their Hello, 30 s at most; beyond it the oldest is forgotten."""
 
 TOKENS_MAX: Final = 4096
-"""Tokens in force at one node, about 1 KiB each; beyond it newcomers are refused."""
+"""Tokens in force at one node, about 1 KiB each; beyond it the host with most of them gives way, or is refused."""
 
 TOKENS_OF_A_PEER_MAX: Final = 64
 """Of these, one peer's: each start of a command says Hello with its user's key. Beyond it the oldest ends."""
@@ -203,6 +203,10 @@ NETWORK_ID_BYTES: Final = 32
 NEWCOMERS_MAX: Final = 12_288
 """Peers of an open network in a routing table that this node has not reached yet. So 4096 places are for the reached
 alone, however many identities are invented; and a network of ten thousand can still be learned from one seed."""
+
+REACHED_OF_SITE_MAX: Final = 64
+"""Reached peers at one host, IPv6 /64 or domain that nobody pushes out: a testnet on one machine, or the nodes behind
+one router. More of them can take part, as newcomers do."""
 
 NEWCOMERS_OF_SENDER_MAX: Final = 1024
 """Unknown peers that one sender may introduce in a minute: a signature each, so 0.1 s of computing."""

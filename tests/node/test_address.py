@@ -1,6 +1,6 @@
 import pytest
 
-from node.address import Address, parse
+from node.address import Address, parse, site
 from node.identity import peer_id
 from protos.errors import InvalidRequest
 from protos.limits import ADDRESS_CHARS_MAX
@@ -37,3 +37,25 @@ def test_an_address_may_have_so_many_characters_and_no_more() -> None:
     assert parse(longest).host_port == longest
     with pytest.raises(InvalidRequest):
         parse("h" + longest)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("2001:db8:1:2:aa::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:bb::ffff", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("127.1", "127.0.0.1"),
+        ("0x7f.0.0.01", "127.0.0.1"),
+        ("a.example", "a.example"),
+        ("one.of.many.Example.", "many.example"),
+        ("1.2.3.4.example", "4.example"),
+        ("localhost", "localhost"),
+        ("no:address", "no:address"),
+    ],
+)
+def test_what_one_party_has_many_of_is_one_site(host: str, expected: str) -> None:
+    assert site(host) == expected

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from node import discovery, remembered, seeds
-from node.discovery import Discovery, Ways
+from node.discovery import KNOWN_S, Discovery, Ways
 from node.identity import peer_id
 from node.remembered import Remembered
 from protos.errors import PeerLost, WrongPeer
@@ -85,6 +85,31 @@ def test_a_seed_is_joined_and_joined_again_when_it_is_gone() -> None:
             await world.until(lambda: len(world.dials) == 2)
 
     assert [each["event"] for each in run(main)] == ["a seed is no address of a node"]
+
+
+def test_who_is_known_is_looked_at_once_a_second_however_much_is_found_and_at_once_where_somebody_was_reached() -> None:
+    async def main() -> None:
+        world = World()
+        looks = 0
+
+        def known() -> dict[PeerId, str]:
+            nonlocal looks
+            looks += 1
+            return world.known
+
+        made = Discovery(Ways(ME, NETWORK, seeds=[f"10.0.0.{n}:1" for n in range(1, 50)]), world.dial, known)
+        async with trio.open_nursery() as nursery:
+            began = time.monotonic()
+            await nursery.start(made.run)
+            await world.until(lambda: len(world.dials) == 49)
+            await world.until(lambda: all(each.why for each in made.status()))
+            assert looks <= 1 + (time.monotonic() - began) / KNOWN_S
+            world.nodes["10.0.0.1:1"] = ANNA
+            await world.until(lambda: ANNA in world.known)
+            await world.until(lambda: ANNA in made._last)
+            nursery.cancel_scope.cancel()
+
+    run(main)
 
 
 def test_a_seed_that_fails_is_told_once_with_its_reason() -> None:
@@ -179,6 +204,20 @@ def test_peers_are_written_down_while_it_runs(tmp_path: Path, monkeypatch: pytes
             await world.until(path.exists)
 
     run(main)
+
+
+def test_who_is_known_by_hearsay_alone_is_not_written_down(tmp_path: Path) -> None:
+    path = tmp_path / "node.peers"
+
+    async def main() -> None:
+        known = {ANNA: "10.0.0.1:1", BERT: "10.0.0.2:1"}
+        made = Discovery(Ways(ME, NETWORK, peers_file=path), World().dial, lambda: known, lambda: {BERT: known[BERT]})
+        async with trio.open_nursery() as nursery:
+            await nursery.start(made.run)
+            nursery.cancel_scope.cancel()
+
+    run(main)
+    assert [each.peer for each in remembered.load(path, NETWORK, time.time())] == [BERT]
 
 
 def test_a_broken_file_and_a_disk_that_fails_are_warnings(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from dataclasses import replace
@@ -17,12 +18,14 @@ from toy_gossip import HOLDS, MODEL, NOW, QUIET, Clock, One, Person, exchange, r
 from coordinator.view import Health
 from node import gossip, identity, revocations
 from node import grant as grants
+from node.bridge import Inbox
 from node.claim import hash_of, id_of
 from node.gossip import (
     GREETINGS_AT_ONCE_MAX,
     HOST_PER_S,
     SENDER_PER_S,
     SENDERS_MAX,
+    STRANGER_FAILED_S_MAX,
     STRANGERS_MAX,
     SYNCS_AT_ONCE_MAX,
     SYNCS_WAITING_MAX,
@@ -40,7 +43,7 @@ from node.network import open_network, permissioned
 from node.profile import LAN
 from node.revocations import Revocations
 from protos import peers_pb2 as pb
-from protos.errors import DeadlineExceeded, Overloaded, PeerLost, RecordFromFuture, WrongPeer
+from protos.errors import DeadlineExceeded, Overloaded, PeerLost, RecordFromFuture, Unavailable, WrongPeer
 from protos.limits import DATAGRAM_BYTES_MAX, ERROR_MESSAGE_CHARS_MAX
 
 if TYPE_CHECKING:
@@ -81,7 +84,7 @@ class Wishes:
 
     def __init__(self, one: One) -> None:
         self.peers: list[PeerId] = []
-        one.gossip._syncs = self
+        one.gossip._syncs = one.gossip._stranger = self
 
     def put(self, peer: bytes) -> None:
         self.peers.append(id_of(peer))
@@ -432,7 +435,7 @@ def test_newcomers_are_greeted_a_few_at_once_and_the_others_round_by_round(one: 
     one.knows(*crowd)
     assert len(of(one.sent(), Ping)) == GREETINGS_AT_ONCE_MAX
     assert not one.gossip._greet
-    assert len(one.roster.unanswered(one.gossip._random, 1000)) == len(crowd)
+    assert len(one.roster.unanswered()) == len(crowd)
 
 
 def test_who_joins_a_crowd_fills_no_log_and_hears_of_every_death(
@@ -522,7 +525,29 @@ def test_whether_a_peer_answers_is_what_its_ack_says(one: One, people: list[Pers
 
     one.gossip._udp = Answering()
     assert one.gossip.answers(people[0].peer, WAIT_S)
-    assert not one.gossip.answers(Identity.create().peer, 0.02)
+
+
+def test_of_two_who_wait_for_one_peers_answer_the_first_to_give_up_takes_nothing_from_the_other(
+    one: One, people: list[Person]
+) -> None:
+    one.knows(people[0])
+    waits = threading.Thread(target=lambda: said.append(one.gossip.answers(people[0].peer, WAIT_S)))
+    said: list[bool] = []
+    waits.start()
+    while not one.gossip._pings:
+        time.sleep(0.001)  # until the other waits
+    assert not one.gossip.answers(people[0].peer, 0.02)
+    for _, ping in of(one.sent(), Ping):
+        one.gossip._read(people[0].datagram(one.peer, Ack(ping.nonce)), "10.0.0.1", 7645)
+    waits.join(WAIT_S / 4)
+    assert said == [True]
+    assert not one.gossip._pings
+
+
+def test_whether_a_stranger_answers_nobody_can_say_as_nobody_pings_it(one: One) -> None:
+    with pytest.raises(Unavailable, match="no member"):
+        one.gossip.answers(Identity.create().peer, 0.02)
+    assert not one.gossip._pings
 
 
 # --- push-pulls ----------------------------------------------------------------------------------------------------
@@ -565,11 +590,11 @@ def test_a_push_pull_makes_members_of_both_and_an_address_that_answered_counts(
     assert (one.state(other.peer), other.state(one.peer)) == (State.ALIVE, State.ALIVE)
     assert set(one.roster.view(MODEL).records) == {one.peer, other.peer}
     assert set(other.roster.view(MODEL).records) == {other.peer}, "it has not called this one"
-    assert wire.calls == ["SyncRequest", "SyncRequest", "DialBackRequest"]
+    assert wire.calls == ["SyncRequest", "DialBackRequest"], "each brought its own record"
     assert one.gossip.counts["push-pulls"] == 1
     assert one.gossip.reachable.refuted(clock.now) is None
     one.gossip._join(other.address)
-    assert wire.calls[3:] == ["SyncRequest"], "equal ones ask once, and nobody is asked twice to call back"
+    assert wire.calls[2:] == ["SyncRequest"], "equal ones ask once, and nobody is asked twice to call back"
 
 
 def test_an_address_that_is_not_the_records_proves_nothing_about_the_records(
@@ -654,6 +679,69 @@ def test_a_peer_that_never_answers_is_dead_and_one_whose_record_expires_is_forgo
             nursery.cancel_scope.cancel()
 
     run(main)
+
+
+def test_strangers_that_are_asked_in_vain_keep_no_member_waiting_and_are_asked_ever_more_rarely() -> None:
+    async def main() -> None:
+        one = One(Virtual())
+        member = Person.create()
+        one.knows(member)
+        asked: list[tuple[PeerId, int]] = []
+        second = 0
+        one.gossip._sync_with = lambda peer: asked.append((id_of(peer), second))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(one.gossip.run)
+            for second in range(300):  # noqa: B007  (for who is asked)
+                one.hears(Person.create(), Ping(1), "6.6.6.6", 666)
+                await trio.sleep(1.0)
+            strangers = [at for peer, at in asked if peer != member.peer]
+            assert 5 <= len(strangers) <= 10
+            gaps = [after - before for before, after in itertools.pairwise(strangers)]
+            assert gaps[0] < 8
+            assert max(gaps) <= STRANGER_FAILED_S_MAX + 4
+            assert one.gossip._syncs is not None
+            one.gossip._syncs.put(member.hash)
+            await eventually(lambda: asked[-1] == (member.peer, second))
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_a_deadline_that_a_thread_brings_forward_while_it_is_read_is_not_slept_through(one: One) -> None:
+    here = threading.get_ident()
+
+    class Core:
+        """Its deadline is far away when the task first reads it; just then a thread brings it forward."""
+
+        claim, peer = one.gossip._core.claim, one.gossip._core.peer
+        at = 100.0
+        reads = 0
+
+        @property
+        def deadline(self) -> float:
+            at = NOW + self.at
+            if threading.get_ident() == here:
+                Core.reads += 1
+            if self.reads == 1 and self.at == 100.0:
+                thread = threading.Thread(target=one.gossip.handle, args=(Tick(),))
+                thread.start()
+                thread.join(0.2)  # it is done by then, or waits until the task has let go
+            return at
+
+        def handle(self, event: object, now: float) -> list[object]:
+            Core.at = 50.0
+            return []
+
+    async def main() -> None:
+        one.gossip._core = Core()
+        one.gossip._sleeps_until = NOW  # of the last sleep
+        one.gossip._wake = Inbox(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.gossip._tick, one.gossip._wake)
+            await eventually(lambda: Core.reads >= 2)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
 
 
 def test_who_holds_something_and_has_not_answered_is_greeted_round_by_round() -> None:

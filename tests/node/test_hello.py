@@ -55,8 +55,8 @@ def signed_by_both(request: pb.HelloRequest, sha256: bytes | None = SHA256) -> b
     )
 
 
-def token(known: Callers, caller: Identity = CALLER, now: float = NOW) -> str:
-    return known.hello(greeting(known.challenge(now), caller, now=now), now).token.hex()
+def token(known: Callers, caller: Identity = CALLER, now: float = NOW, host: str = "") -> str:
+    return known.hello(greeting(known.challenge(now), caller, now=now), now, host).token.hex()
 
 
 def test_the_transcript_has_these_bytes() -> None:
@@ -203,7 +203,23 @@ def test_beyond_the_limit_of_one_peers_tokens_its_oldest_ends() -> None:
         known.caller(token_hex, NOW)
 
 
-def test_a_full_table_of_tokens_takes_no_newcomer_and_keeps_who_is_in_it() -> None:
+def test_a_host_that_fills_the_table_with_identities_keeps_nobody_else_out() -> None:
+    known = callers()
+    mine = token(known, host="10.0.0.1")
+    flood = [
+        known._give(Caller(PeerId(f"peer {n}"), b""), NOW + 1, "2001:db8::/64").hex() for n in range(TOKENS_MAX - 1)
+    ]
+    theirs = token(known, OTHER, host="10.0.0.1")
+    with pytest.raises(Unauthenticated):
+        known.caller(flood[0], NOW)
+    for kept in (mine, theirs, flood[1]):
+        known.caller(kept, NOW)
+    with pytest.raises(Overloaded, match="most of them of your host"):
+        token(known, Identity.create(), host="2001:db8::bad")
+    assert len(known._tokens) == TOKENS_MAX
+
+
+def test_a_full_table_of_tokens_takes_no_newcomer_of_the_host_that_filled_it_and_keeps_who_is_in_it() -> None:
     known = callers()
     mine = token(known)
     for n in range(TOKENS_MAX - 1):
@@ -217,4 +233,4 @@ def test_a_full_table_of_tokens_takes_no_newcomer_and_keeps_who_is_in_it() -> No
     assert known.caller(renewed, NOW).peer == CALLER.peer
     later = NOW + 1 + TOKEN_S
     assert known.caller(token(known, OTHER, later), later).peer == OTHER.peer
-    assert len(known._tokens) == len(known._of_peer) == 1
+    assert len(known._tokens) == len(known._of_peer) == len(known._of_site) == 1

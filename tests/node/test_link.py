@@ -444,6 +444,18 @@ def test_links_are_made_once_from_what_a_record_says(node: PeerNode) -> None:
         links.to(node.peer)
 
 
+def test_in_a_permissioned_network_nobody_is_called_whose_record_is_unknown(node: PeerNode) -> None:
+    links = Links(ME, known_only=True)
+    with pytest.raises(PeerLost, match="no address"):
+        links.to(node.peer, node.address)
+    links.learn(node.peer, node.address, node.sha256)
+    known(links.to(node.peer, node.address))
+    links.forget(node.peer)
+    with pytest.raises(PeerLost, match="no address"):
+        links.to(node.peer, node.address)
+    links.close()
+
+
 def test_a_peer_that_is_not_where_its_record_says_is_refused(node: PeerNode) -> None:
     links = Links(ME)
     links.learn(ME.peer, node.address, None)

@@ -101,18 +101,18 @@ def test_any_bytes_are_a_typed_error(content: bytes) -> None:
 
 def test_a_report_holds_for_seconds_from_its_arrival() -> None:
     reports = LoadReports(NETWORK)
-    assert reports.merge(sign(REPORT, ME), NOW + 200) == REPORT  # of a clock that is minutes off
-    assert reports.get(ME.peer, NOW + 200 + LOAD_S_MAX - 0.1) == REPORT
-    assert reports.get(ME.peer, NOW + 200 + LOAD_S_MAX) is None
+    assert reports.merge(sign(REPORT, ME), NOW + 200, 7.0) == REPORT  # of a clock that is minutes off
+    assert reports.get(ME.peer, 7.0 + LOAD_S_MAX - 0.1) == REPORT
+    assert reports.get(ME.peer, 7.0 + LOAD_S_MAX) is None
     assert reports.get(OTHER.peer, NOW) is None
 
 
 def test_a_report_is_not_replayed() -> None:
     reports = LoadReports(NETWORK)
     later = replace(REPORT, time_ms=REPORT.time_ms + 1, queue=9)
-    reports.merge(sign(later, ME), NOW)
+    reports.merge(sign(later, ME), NOW, NOW)
     for data in (sign(REPORT, ME), sign(later, ME)):
-        assert reports.merge(data, NOW + LOAD_S_MAX) is None
+        assert reports.merge(data, NOW + LOAD_S_MAX, NOW + LOAD_S_MAX) is None
     assert reports.get(ME.peer, NOW + LOAD_S_MAX) is None
     reports.forget(ME.peer)
     assert reports.get(ME.peer, NOW) is None
@@ -124,5 +124,19 @@ def test_reports_are_kept_of_as_many_peers_as_a_table_has(monkeypatch: pytest.Mo
     reports = LoadReports(NETWORK)
     people = [Identity.create() for _ in range(3)]
     for one in people:
-        reports.merge(sign(replace(REPORT, public_key=one.public_key), one), NOW)
+        reports.merge(sign(replace(REPORT, public_key=one.public_key), one), NOW, NOW)
     assert [reports.get(one.peer, NOW) is None for one in people] == [True, False, False]
+    assert len(reports._known) == 2
+
+
+def test_the_same_report_again_costs_no_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports = LoadReports(NETWORK)
+    data, calls = sign(REPORT, ME), []
+    monkeypatch.setattr("node.load_report.verify", lambda *_: calls.append(1))
+    assert [reports.merge(data, NOW, 0.0), reports.merge(data, NOW, 1.0)] == [REPORT, None]
+    assert len(calls) == 1
+    reports.forget(ME.peer)
+    assert reports.merge(data, NOW, 2.0) == REPORT
+    later = replace(REPORT, time_ms=REPORT.time_ms + 1)
+    assert reports.merge(sign(later, ME), NOW, 2.0) == later
+    assert len(reports._known) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -78,6 +79,29 @@ def test_of_many_the_picked_are_different_and_the_avoided_are_not_among_them() -
         picked = rows.pick(3, peer(7))
         assert len(set(picked)) == 3
         assert not {peer(0), peer(7)} & set(picked)
+
+
+@pytest.mark.parametrize("known", [EMPTY, census(1021)])
+def test_among_a_thousand_tombstones_the_twenty_who_live_are_found_each_time(known: Census) -> None:
+    rows = table(known)
+    for number in range(1, 1021):
+        put(rows, number, State.ALIVE if number <= 20 else State.DEAD)
+    once = Counter(rows.pick(1)[0] for _ in range(2000))
+    assert set(once) == {peer(number) for number in range(1, 21)}
+    assert 50 < min(once.values()) <= max(once.values()) < 170, "each as often as another"
+    assert all(len(rows.pick(3, peer(1))) == 3 for _ in range(200))
+    assert len(rows.pick(99)) == 20
+
+
+def test_whom_a_census_still_calls_alive_is_picked_as_often_as_a_newcomer() -> None:
+    rows = table(census(101))
+    for number in range(1, 81):
+        put(rows, number, State.DEAD)
+    for number in range(200, 220):
+        put(rows, number)
+    picked = Counter(each for _ in range(2000) for each in rows.pick(1))
+    assert sum(picked.values()) == 2000
+    assert 900 < sum(picked[peer(number)] for number in range(200, 220)) < 1100
 
 
 def test_places_of_those_who_are_gone_are_used_again() -> None:

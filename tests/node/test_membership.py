@@ -568,6 +568,48 @@ def test_an_accused_node_raises_its_incarnation_answers_and_counts_it_against_it
     assert node.health == 1  # once in a period: nobody can talk a node ill
 
 
+def test_one_accuser_alone_talks_no_node_ill_however_often_it_accuses() -> None:
+    node = core(1, census(4), profile=QUIET)
+    for second in range(100):
+        accused = suspicion(1, 2, node.claim.incarnation)
+        node.handle(Received(peer(2), Gossip((accused,))), float(second))
+    assert node.claim.incarnation == START + 100, "each is refuted"
+    assert node.health == 1
+    node.handle(Received(peer(3), Gossip((suspicion(1, 3, node.claim.incarnation),))), 100.0)
+    assert node.health == 2, "another's word counts"
+    node.handle(Received(peer(2), Gossip((suspicion(1, 2, node.claim.incarnation),))), 1 + QUIET.accuser_gap_s)
+    assert node.health == 3, "and so does the first one's, in time"
+
+
+def test_a_crowd_of_accusers_counts_no_more_than_health_has_steps() -> None:
+    node = core(1, census(40), profile=QUIET)
+    for number in range(2, 40):
+        node.handle(Received(peer(2), Gossip((suspicion(1, number, node.claim.incarnation),))), float(number))
+        if number == 20:
+            node._change_health(-99)
+    assert node.health == 0
+    later = 40.0 + QUIET.accuser_gap_s
+    node.handle(Received(peer(2), Gossip((suspicion(1, 2, node.claim.incarnation),))), later)
+    assert node.health == 1
+
+
+def test_an_accuser_that_is_refuted_again_and_again_is_not_heard_about_that_member_any_more() -> None:
+    node = core(1, census(5), profile=QUIET)
+
+    def accuse(subject: int, accuser: int, now: float) -> State:
+        held = node.member(peer(subject)).claim
+        node.handle(Received(peer(accuser), Gossip((suspicion(subject, accuser, held.incarnation),))), now)
+        state = node.member(peer(subject)).state
+        refuted = claim(subject, held.incarnation + 1)
+        node.handle(Received(peer(subject), Gossip((refuted,))), now)
+        return state
+
+    assert [accuse(3, 2, 0.1 * n) for n in range(6)] == [State.SUSPECT] * 4 + [State.ALIVE] * 2
+    assert accuse(4, 2, 1.0) is State.SUSPECT, "about another it is heard"
+    assert accuse(3, 4, 1.0) is State.SUSPECT, "and another is heard about that one"
+    assert accuse(3, 2, 1.0 + QUIET.accuser_gap_s) is State.SUSPECT
+
+
 def test_a_stale_accusation_is_answered_with_the_claim_in_force() -> None:
     node = core(1, census(4), profile=QUIET, incarnation=START + 7)
     [reply] = sent(node.handle(Received(peer(2), Gossip((suspicion(1, 3),))), 0.0), Gossip)
@@ -741,6 +783,21 @@ def test_a_newer_record_asks_for_a_push_pull_with_the_teller() -> None:
     node = core(0, census(3), profile=QUIET)
     effects = node.handle(Received(peer(2), Gossip((claim(1, START, 2),))), 0.0)
     assert effects == [Changed(peer(1), State.ALIVE, State.ALIVE, START, claim(1, START, 2)), Sync(peer(2))]
+
+
+def test_who_issues_records_without_end_has_them_fetched_as_often_as_one_may_be_issued() -> None:
+    node = core(0, census(5), profile=QUIET)
+
+    def fetched(teller: int, subject: int, sequence: int, now: float) -> bool:
+        wished = node.handle(Received(peer(teller), Gossip((claim(subject, sequence=sequence),))), now)
+        node.handle(Synced(peer(teller)), now)
+        return Sync(peer(teller)) in wished
+
+    often = [fetched(1, 2, 2 + n, 3.0 * n) for n in range(30)]
+    assert often[:2] == [True, True], "one may have been late, the next early"
+    assert 8 <= sum(often) <= 11, "90 s"
+    assert node.member(peer(2)).claim.sequence == 31, "what it claims is taken all the same"
+    assert fetched(1, 3, 2, 90.0), "and another's record is fetched"
 
 
 def test_push_pulls_that_are_asked_for_keep_a_gap() -> None:

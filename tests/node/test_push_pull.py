@@ -30,6 +30,7 @@ from node.revocations import Revocations
 from protos import peers_pb2 as pb
 from protos.errors import (
     GrantMissing,
+    GrantRevoked,
     InvalidDatagram,
     InvalidGrant,
     InvalidRequest,
@@ -41,6 +42,7 @@ from protos.errors import (
     ShoalError,
     WrongNetwork,
 )
+from protos.ids import PeerId
 from protos.limits import (
     INCARNATION_MAX,
     PEERS_MESSAGE_BYTES_MAX,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from node.push_pull import Exchange
 
 NETWORK = open_network().id
+NOBODY = PeerId("a" * 52)
 
 
 @pytest.fixture
@@ -96,9 +99,9 @@ def answer(one: One, message: pb.SyncRequest, caller: str = "a" * 52) -> pb.Sync
     return one.gossip.push_pull.answer(caller, "there", message)
 
 
-def begun(one: One) -> tuple[Exchange, pb.SyncReply]:
+def begun(one: One, peer: PeerId = NOBODY) -> tuple[Exchange, pb.SyncReply]:
     """A push-pull that was asked for, and an answer that says nothing."""
-    return one.gossip.push_pull.begin(), pb.SyncReply(network=NETWORK)
+    return one.gossip.push_pull.begin(peer), pb.SyncReply(network=NETWORK)
 
 
 # --- two that differ -----------------------------------------------------------------------------------------------
@@ -210,11 +213,11 @@ def test_claims_of_peers_without_a_record_are_left_out(pair: tuple[One, One]) ->
     answer(one, request(claims=[claim_bytes(stranger), claim_bytes(known, 3)]))
     assert one.state(stranger.peer) is None
     assert one.gossip._core.member(known.hash).claim == known.claim(3)
-    asked, reply = begun(one)
+    asked, reply = begun(one, known.peer)
     reply.records.append(known.record())
     reply.claims.append(claim_bytes(stranger))
     one.gossip.push_pull.go_on(asked, reply, "there")
-    assert one.gossip.push_pull.end(asked, known.peer, None, "there") is False
+    assert one.gossip.push_pull.end(asked, None, "there") is False
     assert one.state(stranger.peer) is None
 
 
@@ -300,11 +303,41 @@ def test_without_a_grant_nobody_looks_into_a_permissioned_network(clock: Clock) 
         answer(one, pb.SyncRequest(network=net.network.id, records=[own]), spy.peer)
 
 
+@pytest.mark.parametrize("is_revoked", [False, True])
+def test_who_asks_tells_nothing_of_others_to_whoever_answers_without_a_grant(clock: Clock, is_revoked: bool) -> None:
+    net = Operated(clock)
+    one, two, three = net.one(), net.one(), net.one()
+    for each in (two, three):
+        exchange(one, each)
+    if is_revoked:
+        one.roster.merge_revocations(net.revoked(two.peer))
+        spy, record = two.peer, two.roster.signed_of(two.peer)
+    else:
+        outsider = Person.create(network=net.network)
+        spy, record = outsider.peer, outsider.record()
+    for records in ([], [record]):
+        asked = one.gossip.push_pull.begin(spy)
+        assert list(asked.asked.records) == [one.roster.signed_of(one.peer)]
+        assert len(asked.asked.claims) == 1
+        assert (len(asked.asked.suspicions), asked.asked.load) == (0, b"")
+        reply = pb.SyncReply(network=net.network.id, differing=[0], claims_differing=[0], records=records)
+        with pytest.raises((InvalidRequest, GrantMissing, GrantRevoked)):
+            one.gossip.push_pull.go_on(asked, reply, "there")
+
+
+def test_who_has_a_grant_and_is_known_hears_suspicions_and_load_in_the_first_request(clock: Clock) -> None:
+    net = Operated(clock)
+    one, two = net.one(), net.one()
+    exchange(one, two)
+    assert alive(one) == {two.peer}
+    assert one.gossip.push_pull.begin(two.peer).asked.load
+
+
 def test_ten_thousand_invented_identities_cost_a_permissioned_network_no_room(clock: Clock) -> None:
     net = Operated(clock)
     one, two = net.one(), net.one()
     spies = [Person.create(network=net.network) for _ in range(50)]
-    asked = two.gossip.push_pull.begin().asked
+    asked = two.gossip.push_pull.begin(one.peer).asked
     asked.records.extend(spy.record() for spy in spies)
     answer(one, asked, two.peer)
     assert {status.peer_id for status in one.roster.status()} == {one.peer, two.peer}
@@ -316,7 +349,7 @@ def test_ten_thousand_invented_identities_cost_a_permissioned_network_no_room(cl
 def test_a_record_that_is_refused_keeps_no_other_out(pair: tuple[One, One]) -> None:
     one, two = pair
     good, foreign, late, another = people(4)
-    asked = two.gossip.push_pull.begin().asked
+    asked = two.gossip.push_pull.begin(one.peer).asked
     asked.records.extend([
         good.record(),
         replace(foreign, network=open_network("another")).record(),
@@ -334,7 +367,7 @@ def test_a_record_that_nobody_signed_ends_the_push_pull(pair: tuple[One, One]) -
     victim, villain = people(2)
     one.knows(victim)
     forged = pb.SignedRecord.FromString(villain.record(public_key=victim.identity.public_key, sequence=9, held=()))
-    asked = two.gossip.push_pull.begin().asked
+    asked = two.gossip.push_pull.begin(one.peer).asked
     asked.records.extend([forged.SerializeToString()] * 8)
     asked.claims.append(claim_bytes(victim, 7))
     verified = one.roster._table.merge
@@ -375,17 +408,17 @@ def test_a_caller_whose_clock_is_hours_off_hears_what_is_wrong(clock: Clock, hou
 def test_who_asks_hears_what_is_wrong_with_the_record_of_who_answers(pair: tuple[One, One], clock: Clock) -> None:
     one, _ = pair
     other = Person.create()
-    asked, reply = begun(one)
+    asked, reply = begun(one, other.peer)
     reply.records.append(
         other.record(issued_at_ms=int(NOW * 1000) + 3_600_000, expires_at_ms=int(NOW * 1000) + 7_200_000)
     )
     one.gossip.push_pull.go_on(asked, reply, "there")
     with pytest.raises(RecordFromFuture):
-        one.gossip.push_pull.end(asked, other.peer, None, "there")
-    asked, reply = begun(one)
+        one.gossip.push_pull.end(asked, None, "there")
+    asked, reply = begun(one, other.peer)
     one.gossip.push_pull.go_on(asked, reply, "there")
     with pytest.raises(InvalidRequest, match="no record of who answers"):
-        one.gossip.push_pull.end(asked, other.peer, None, "there")
+        one.gossip.push_pull.end(asked, None, "there")
 
 
 def test_another_network_is_refused_on_either_side(pair: tuple[One, One], clock: Clock) -> None:
@@ -393,13 +426,13 @@ def test_another_network_is_refused_on_either_side(pair: tuple[One, One], clock:
     other = One(clock, network=open_network("another"))
     with pytest.raises(WrongNetwork):
         exchange(one, other)
-    asked = one.gossip.push_pull.begin()
+    asked = one.gossip.push_pull.begin(other.peer)
     with pytest.raises(WrongNetwork):
         one.gossip.push_pull.go_on(asked, pb.SyncReply(network=other.roster.network.id), "there")
-    asked = one.gossip.push_pull.begin()
+    asked = one.gossip.push_pull.begin(other.peer)
     one.gossip.push_pull.go_on(asked, pb.SyncReply(network=NETWORK), "there")
     with pytest.raises(WrongNetwork):
-        one.gossip.push_pull.end(asked, other.peer, pb.SyncReply(), "there")
+        one.gossip.push_pull.end(asked, pb.SyncReply(), "there")
 
 
 @pytest.mark.parametrize(
@@ -474,7 +507,7 @@ def test_so_many_suspicions_and_no_more(met: tuple[One, One], monkeypatch: pytes
     with pytest.raises(InvalidRequest, match=f"at most {SYNC_SUSPICIONS_MAX}"):
         answer(one, request(suspicions=[data] * (SYNC_SUSPICIONS_MAX + 1)), two.peer)
     monkeypatch.setattr(one.gossip, "suspicions", lambda: [suspicion] * (SYNC_SUSPICIONS_MAX + 9))
-    assert len(one.gossip.push_pull.begin().asked.suspicions) == SYNC_SUSPICIONS_MAX
+    assert len(one.gossip.push_pull.begin(NOBODY).asked.suspicions) == SYNC_SUSPICIONS_MAX
     exchange(one, two)
 
 
@@ -636,7 +669,7 @@ replies = st.builds(
 @given(replies, replies)
 def test_any_replies_end_a_push_pull_or_are_a_typed_error(first: pb.SyncReply, last: pb.SyncReply) -> None:
     asking = FUZZED.gossip.push_pull
-    asked = asking.begin()
+    asked = asking.begin(KNOWN[0].peer)
     with contextlib.suppress(ShoalError):
         asking.go_on(asked, first, "there")
-        asking.end(asked, KNOWN[0].peer, last, "there")
+        asking.end(asked, last, "there")

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import threading
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,6 +64,32 @@ def test_no_more_are_kept_than_fit_and_each_once_where_it_was_last(path: Path) -
     loaded = remembered.load(path, NETWORK, NOW)
     assert loaded == [moved[1], *many[: remembered.REMEMBERED_MAX - 1]]
     assert path.stat().st_size <= remembered.FILE_BYTES_MAX
+
+
+def test_of_many_that_answer_those_of_the_file_stay_and_others_come_by_chance() -> None:
+    honest = [one(n, NOW - 60, f"10.0.0.{n}:1") for n in range(200, 210)]
+    gone = one(300, NOW - 60)
+    crowd = {one(n).peer: f"10.0.1.{n % 250}:1" for n in range(200)}
+    answering = {each.peer: each.address for each in honest} | crowd
+    picked = []
+    for seed in range(2):
+        kept = remembered.renewed([*honest, gone], answering, NOW, Random(seed))
+        assert len(kept) == remembered.REMEMBERED_MAX
+        assert {each.peer for each in honest} <= {each.peer for each in kept}
+        assert {each.seen_at for each in kept} == {NOW}
+        picked.append({each.peer for each in kept} - {each.peer for each in honest})
+        again = remembered.renewed(kept, answering, NOW + 60, Random(seed + 10))
+        assert {each.peer for each in again} == {each.peer for each in kept}
+    assert picked[0] != picked[1]
+    assert picked[0] != set(sorted(crowd)[: len(picked[0])])
+
+
+def test_where_there_is_room_who_answers_no_more_is_remembered_as_long_as_others() -> None:
+    moved = one(1, NOW - 60, "10.0.0.2:1")
+    assert remembered.renewed([one(1, NOW - 60), one(2, NOW - 60)], {moved.peer: moved.address}, NOW, Random(0)) == [
+        one(1, NOW, "10.0.0.2:1"),
+        one(2, NOW - 60),
+    ]
 
 
 def test_who_was_not_seen_for_a_month_is_forgotten_and_so_is_who_was_seen_next_year() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -104,7 +105,7 @@ def test_a_peer_that_moved_is_in_no_view_until_it_answers_there(one: One, roster
     roster.merge(other.record(2, addresses=("10.0.0.8:7645",)), "there")
     assert list(roster.view(MODEL).records) == [one.peer]
     assert states(roster)[other.peer] == "new"
-    assert roster.unanswered(Random(0), 9) == [other.peer]
+    assert list(roster.unanswered()) == [other.peer]
     roster.answered(other.peer, 0.02)
     assert roster.view(MODEL).records[other.peer].address == "10.0.0.8:7645"
     assert one.links._places[other.peer].address == "10.0.0.8:7645"
@@ -241,15 +242,22 @@ def test_signs_of_life_and_answers_of_strangers_leave_nothing_behind(one: One, r
     assert roster._distances.least_s(stranger.peer) is None
 
 
-def test_those_that_did_not_answer_and_hold_something_are_asked_a_few_at_a_time(one: One, other: Person) -> None:
+def test_those_that_did_not_answer_and_hold_something_are_to_be_asked(one: One, other: Person) -> None:
     silent = [Person.create() for _ in range(5)]
     learn(one, *silent, answered=False)
     learn(one, Person.create(), answered=False, held=())
     learn(one, other)
-    assert sorted(one.roster.unanswered(Random(0), 9)) == sorted(person.peer for person in silent)
-    assert len(one.roster.unanswered(Random(0), 2)) == 2
+    assert one.roster.unanswered() == {person.peer: person.address for person in silent}
     one.roster.believe(silent[0].peer, State.SUSPECT)
-    assert len(one.roster.unanswered(Random(0), 9)) == 4
+    assert len(one.roster.unanswered()) == 4
+
+
+def test_who_is_suspected_is_not_dead_yet_and_no_discovery_looks_for_it(one: One, other: Person) -> None:
+    learn(one, other)
+    for state, is_there in ((State.ALIVE, True), (State.SUSPECT, True), (State.DEAD, False), (State.LEFT, False)):
+        one.roster.believe(other.peer, state)
+        assert (other.peer in one.roster.not_dead()) is is_there
+        assert (other.peer in one.roster.alive()) is (state is State.ALIVE)
 
 
 # --- load ----------------------------------------------------------------------------------------------------------
@@ -324,15 +332,56 @@ def test_the_own_record_is_renewed_at_half_its_life_and_others_expire_with_all_t
     assert other.peer not in roster._answered
 
 
+@pytest.mark.parametrize("jump_s", [-100.0, 100.0])
+def test_a_load_ages_by_no_wall_clock_that_is_set(one: One, other: Person, jump_s: float) -> None:
+    learn(one, other)
+    walls = [NOW]
+    one.roster._wall = lambda: walls[-1]
+    one.roster.merge_load(load(other, 9))
+    walls.append(NOW + jump_s)
+    one.clock.now += LOAD_S_MAX - 0.1
+    assert one.roster.view(MODEL).loads[other.peer].queue == 9
+    one.clock.now += 0.1
+    assert other.peer not in one.roster.view(MODEL).loads
+
+
 def test_a_newcomer_that_gave_way_to_another_is_forgotten_too(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Person.create(), Person.create()
     monkeypatch.setattr(one.roster._table, "_newcomers_max", 1)
     learn(one, first, answered=False)
     one.roster.merge(second.record(), "another host")
     assert one.roster.record_of(first.peer) is None
+    assert first.peer not in one.links._places, "at once: it may be no member yet, of which time would tell"
     assert one.roster.tick() == (False, [first.peer])
-    assert first.peer not in one.links._places
     assert first.peer not in one.roster.alive()
+
+
+def test_who_never_answered_is_alive_by_hearsay_and_answers_nothing(one: One, other: Person, clock: Clock) -> None:
+    learn(one, other, answered=False)
+    one.roster.believe(other.peer, State.ALIVE)
+    assert one.roster.alive() == {other.peer: other.address}
+    assert one.roster.answering() == {}
+    one.roster.answered(other.peer)
+    assert one.roster.answering() == {other.peer: other.address}
+    one.roster.believe(other.peer, State.DEAD)
+    assert one.roster.answering() == {}
+
+
+def test_a_flood_of_identities_leaves_nothing_behind(one: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come from all addresses of one IPv6 network, which is one sender."""
+    monkeypatch.setattr(one.roster._table, "_newcomers_max", 4)
+    monkeypatch.setattr(one.roster._table, "_records_max", 5)
+    for n in range(60):
+        with contextlib.suppress(Overloaded):
+            one.roster.merge(Person.create().record(), f"2001:db8::{n:x}" if n % 2 else f"10.0.0.{n}")
+    assert len(one.links._places) <= 4
+    assert set(one.links._places) | {one.peer} == set(one.roster._table.records())
+
+
+def test_who_asks_from_many_addresses_of_one_network_is_one_sender(one: One) -> None:
+    for n in range(3):
+        one.roster.merge(Person.create().record(), f"2001:db8::{n}")
+    assert list(one.roster._table._newcomers._of_sender) == ["2001:db8::/64"]
 
 
 def test_a_new_holding_is_published_in_a_newer_record(one: One, roster: Roster) -> None:
@@ -449,7 +498,10 @@ def test_a_revocation_puts_a_peer_out_at_once_with_all_that_is_known_of_it(net: 
     one, out, stays = net.one(clock), net.member(), net.member()
     for person in (out, stays):
         learn(one, person, grant=net.grant(person.peer))
+    forgotten: list[PeerId] = []
+    one.roster.on_forgotten = forgotten.append
     assert one.roster.merge_revocations(net.revoked(out.peer)) == [out.peer]
+    assert forgotten == [out.peer]
     assert set(one.roster.view(MODEL).records) == {one.peer, stays.peer}
     assert one.roster.tick() == (False, [out.peer])
     with pytest.raises(PermissionDenied):

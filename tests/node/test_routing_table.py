@@ -41,6 +41,7 @@ from protos.limits import (
     NEWCOMER_SENDERS_MAX,
     NEWCOMERS_MAX,
     NEWCOMERS_OF_SENDER_MAX,
+    REACHED_OF_SITE_MAX,
     RECORDS_MAX,
 )
 
@@ -59,12 +60,13 @@ def record(
     now: float = NOW,
     life_s: int = 600,
     held: tuple[Held, ...] = (),
+    at: str = "h:1",
     network: Network | None = None,
     grant: bytes = b"",
 ) -> bytes:
     now_ms = int(now * 1000)
     made = Record(
-        identity.public_key, ("h:1",), None, sequence, now_ms, now_ms + life_s * 1000, zone=zone, held=held, grant=grant
+        identity.public_key, (at,), None, sequence, now_ms, now_ms + life_s * 1000, zone=zone, held=held, grant=grant
     )
     return sign(replace(made, network=(network or open_network()).id), identity)
 
@@ -132,7 +134,7 @@ def test_evidence_is_bounded_and_that_of_invented_identities_gives_way() -> None
         one = Identity.create()
         table.merge(record(one), NOW, "a liar")
         if reached:
-            table.reached(one.peer)
+            table.reached(one.peer, NOW)
         with pytest.raises(Equivocation):
             table.merge(record(one, zone="two"), NOW, "a liar")
         assert len(table.evidence()) == EVIDENCE_MAX
@@ -252,7 +254,7 @@ def test_thousands_of_invented_identities_push_out_nobody_who_was_reached() -> N
     table.merge(record(ME), NOW)
     for one in known:
         table.merge(record(one), NOW, "a friend")
-        table.reached(one.peer)
+        table.reached(one.peer, NOW)
     honest = crowd(8, seed=2)
     for one in honest:
         table.merge(record(one), NOW, "another friend")
@@ -267,6 +269,56 @@ def test_thousands_of_invented_identities_push_out_nobody_who_was_reached() -> N
     assert refused == 2_000 - (48 - 8)
     assert set(table.marks()) == {ME.peer, *(one.peer for one in known)}
     assert isinstance(table.merge(record(OTHER), NOW, "a third friend"), Accepted)
+
+
+def test_of_those_that_answer_at_one_place_so_many_stay_and_no_more() -> None:
+    """Identities and ports cost nothing there, an address does."""
+    table = RoutingTable(newcomers_max=8)
+    hosts = ("10.0.0.1", "10.0.1", "[2001:db8::%x]", "n%d.example.org", "%d.n.example.org")
+    for place in ((hosts[0], hosts[1]), hosts[2:3], hosts[3:]):
+        for n, one in enumerate(crowd(REACHED_OF_SITE_MAX + 2, seed=hosts.index(place[0]))):
+            host = place[n % len(place)]
+            table.merge(record(one, at=f"{host % n if '%' in host else host}:{n + 1}"), NOW, "a liar")
+            table.reached(one.peer, NOW)
+            table.reached(one.peer, NOW)
+            assert table.is_reached(one.peer) == (n < REACHED_OF_SITE_MAX)
+    assert len(table.marks()) == 3 * REACHED_OF_SITE_MAX
+
+
+def test_who_goes_or_answers_elsewhere_leaves_its_place_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.reached.REACHED_OF_SITE_MAX", 1)
+    table = RoutingTable()
+    one, two, three = crowd(3)
+    table.merge(record(one, at="a:1", life_s=60), NOW, "a")
+    table.merge(record(two, at="a:2", life_s=80_000), NOW, "a")
+    for each in (one, two):
+        table.reached(each.peer, NOW + 60)
+    assert table.expire(NOW + 60) == [one.peer]
+    table.reached(two.peer, NOW + 61)
+    assert table.is_reached(two.peer)
+    table.merge(record(one, 6, at="a:1", now=NOW + 70), NOW + 70, "a")
+    assert not table.is_reached(one.peer), "its mark brings it back, but not its place"
+    table.merge(record(two, 6, at="b:1", now=NOW + 70), NOW + 70, "a")
+    table.reached(one.peer, NOW + 71)
+    assert not table.is_reached(one.peer), "the other one has not answered elsewhere yet"
+    table.reached(two.peer, NOW + 71)
+    table.reached(one.peer, NOW + 71)
+    assert table.is_reached(one.peer)
+    table.merge(record(three, at="b:2"), NOW + 71, "a")
+    table.reached(three.peer, NOW + 71)
+    assert not table.is_reached(three.peer)
+
+
+def test_a_newcomer_that_goes_on_answering_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.reached.REACHED_OF_SITE_MAX", 1)
+    table = RoutingTable()
+    one, two, silent = crowd(3)
+    for each in (one, two, silent):
+        table.merge(record(each, life_s=80_000), NOW, "a")
+    for each in (one, two):
+        table.reached(each.peer, NOW + 100)
+    assert table.expire(NOW + NEWCOMER_S_MAX) == [silent.peer]
+    assert table.expire(NOW + NEWCOMER_S_MAX + 100) == [two.peer]
 
 
 def test_a_sender_introduces_so_many_in_a_minute_and_no_more() -> None:
@@ -312,7 +364,7 @@ def test_a_newcomer_that_nobody_reaches_is_forgotten_with_its_mark() -> None:
     table.merge(record(life_s=80_000), NOW, "a")
     table.merge(record(OTHER, life_s=80_000), NOW, "a")
     assert not table.is_reached(OTHER.peer)
-    table.reached(OTHER.peer)
+    table.reached(OTHER.peer, NOW)
     assert table.is_reached(OTHER.peer)
     assert table.expire(NOW + NEWCOMER_S_MAX - 1) == []
     assert table.expire(NOW + NEWCOMER_S_MAX) == [ME.peer]
@@ -322,7 +374,7 @@ def test_a_newcomer_that_nobody_reaches_is_forgotten_with_its_mark() -> None:
 def test_who_was_reached_before_is_no_newcomer_when_it_comes_back() -> None:
     table = small()
     table.merge(record(ME), NOW, "a")
-    table.reached(ME.peer)
+    table.reached(ME.peer, NOW)
     again = RoutingTable(marks=table.marks(), records_max=8, newcomers_max=6)
     for one in crowd(6):
         again.merge(record(one), NOW, "a")
@@ -339,7 +391,7 @@ def test_a_full_table_takes_nobody_new_and_loses_nobody_it_reached() -> None:
         table.merge(record(one, now=NOW + 10), NOW + 10, "a")
     assert isinstance(table.merge(record(ME, now=NOW + 10), NOW + 10), Accepted)  # in the place of a newcomer
     assert many[2].peer not in table.records()
-    table.reached(many[3].peer)
+    table.reached(many[3].peer, NOW)
     for sender in (None, "a"):
         with pytest.raises(Overloaded):
             table.merge(record(OTHER, now=NOW + 10), NOW + 10, sender)

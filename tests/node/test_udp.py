@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from node import udp
-from node.udp import LOOKUP_S, LOOKUP_S_MAX, NAMES_MAX, Udp
+from node.udp import LOOKUP_S, LOOKUP_S_MAX, LOOKUPS_AT_ONCE_MAX, NAMES_MAX, Udp
 from protos.errors import PortInUse
 from protos.limits import DATAGRAM_BYTES_MAX
 
@@ -214,6 +214,53 @@ def test_a_name_that_moved_is_found_again_and_goes_to_its_old_place_until_then(
     trio.run(main)
 
 
+def test_a_name_that_was_found_once_keeps_its_place_while_the_resolver_fails_and_is_asked_for_again_soon(
+    one: Udp, resolver: Resolver, time: Time
+) -> None:
+    resolver.answers["node.example"] = "127.0.0.1"
+    address = "node.example:7645"
+
+    async def main() -> None:
+        async with running(one):
+            await eventually(lambda: one.send(address, b"x"))
+            del resolver.answers["node.example"]
+            time.now += LOOKUP_S
+            for asked in (2, 3):
+                assert one._where(address) == ("127.0.0.1", 7645)
+                await eventually(lambda asked=asked: len(resolver.asked) == asked)
+                await trio.testing.wait_all_tasks_blocked()
+                assert one._where(address) == ("127.0.0.1", 7645)
+                time.now += LOOKUP_S_MAX
+            resolver.answers["node.example"] = "127.0.0.2"
+            await eventually(lambda: one._where(address) == ("127.0.0.2", 7645))
+
+    trio.run(main)
+
+
+def test_a_resolver_that_is_slow_with_one_name_does_not_hold_up_others(
+    one: Udp, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver.answers["other.example"] = "127.0.0.1"
+    stuck = threading.Event()
+
+    def answer(host: str, *given: Any, **named: Any) -> list[Any]:
+        if host.startswith("stuck"):
+            assert stuck.wait(WAIT_S)
+        return resolver(host, *given, **named)
+
+    monkeypatch.setattr("node.udp.socket.getaddrinfo", answer)
+
+    async def main() -> None:
+        async with running(one):
+            for n in range(LOOKUPS_AT_ONCE_MAX - 1):
+                assert not one.send(f"stuck{n}.example:7645", b"x")
+            await eventually(lambda: one.send("other.example:7645", b"x"))
+            assert resolver.asked == ["other.example"], "the others are not done"
+            stuck.set()
+
+    trio.run(main)
+
+
 def test_a_name_that_is_not_found_is_asked_for_again_much_later(one: Udp, resolver: Resolver, time: Time) -> None:
     address = "nowhere.example:7645"
 
@@ -258,20 +305,22 @@ def test_a_resolver_that_never_answers_is_given_up(
 def test_so_many_names_wait_to_be_looked_up_and_what_exceeds_them_is_dropped(
     one: Udp, resolver: Resolver, time: Time
 ) -> None:
-    """The one that is being looked up does not wait any more."""
+    """Those that are being looked up do not wait any more."""
     resolver.may_answer.clear()
     hosts = [f"n{n}.example" for n in range(udp._WAITING_MAX + 3)]
 
     async def main() -> None:
         async with running(one):
-            one.send("first.example:7645", b"x")
-            await eventually(lambda: resolver.asked == ["first.example"])
+            firsts = [f"first{n}.example" for n in range(LOOKUPS_AT_ONCE_MAX)]
+            for host in firsts:
+                one.send(f"{host}:7645", b"x")
+            await eventually(lambda: sorted(resolver.asked) == firsts)
             for host in hosts:
                 assert not one.send(f"{host}:7645", b"x")
             resolver.may_answer.set()
-            await eventually(lambda: len(resolver.asked) == 1 + udp._WAITING_MAX)
+            await eventually(lambda: len(resolver.asked) == len(firsts) + udp._WAITING_MAX)
             await trio.testing.wait_all_tasks_blocked()
-            assert resolver.asked == ["first.example", *hosts[: udp._WAITING_MAX]]
+            assert sorted(resolver.asked) == sorted([*firsts, *hosts[: udp._WAITING_MAX]])
             time.now += LOOKUP_S_MAX  # who was dropped is asked for again later
             assert not one.send(f"{hosts[-1]}:7645", b"x")
             await eventually(lambda: resolver.asked[-1] == hosts[-1])

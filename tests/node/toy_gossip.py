@@ -197,11 +197,11 @@ def read(data: bytes) -> Message:
 def exchange(asker: One, answerer: One) -> list[pb.SyncRequest | pb.SyncReply]:
     """A whole push-pull: all its messages."""
     asking, answering = asker.gossip.push_pull, answerer.gossip.push_pull
-    begun = asking.begin()
+    begun = asking.begin(answerer.peer)
     first = answering.answer(asker.peer, "asker", begun.asked)
     second = asking.go_on(begun, first, "answerer")
     last = None if second is None else answering.answer(asker.peer, "asker", second)
-    asking.end(begun, answerer.peer, last, "answerer")
+    asking.end(begun, last, "answerer")
     return [message for message in (begun.asked, first, second, last) if message is not None]
 
 
