@@ -86,7 +86,7 @@ def test_an_expert_peer_that_fails_costs_no_token(
     gained = {peer: calls - before.get(peer, 0) for peer, calls in _calls(four).items()}
     peer = max(gained, key=lambda peer: gained[peer])
     victim = four.by_peer(peer)
-    after = {"prefill": 3, "early": 5, "late": gained[peer] * 3 // 4}[moment]
+    after = {"prefill": 3, "early": 5, "late": gained[peer] // 2}[moment]
     retried = four.work(0)[peer].retried
     victim.order(Deed(what, "prefill" if moment == "prefill" else "decode", after))
     try:
