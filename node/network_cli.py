@@ -118,9 +118,10 @@ def revoke(
         path = operator_files.revocations_path(key_file)
         for target in (path, *([out] if out else [])):
             operator_files.write(target, data)
-        tell(
-            f"list {following.version} takes back what was granted to {who[:8]}; it names {len(following.at_ms)} peers"
-        )
+        count = len(following.at_ms)
+        names = "1 peer" if count == 1 else f"{count} peers"
+        tell(f"list {following.version} takes back what was granted to {who[:8]}; it names {names}")
+        tell("give it to one node ('shoal run --revocations FILE'), which rereads it and tells all others")
         typer.echo(str(out or path))
 
 

@@ -35,6 +35,16 @@ def state(pid: int, mark: str) -> State:
     return "frozen" if status == psutil.STATUS_STOPPED else "running"
 
 
+def children(marks: Collection[str]) -> list[tuple[int, str]]:
+    """Those of this process whose command line has one of the marks, and which."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            command = child.cmdline()
+            found += [(child.pid, mark) for mark in marks if mark in command]
+    return found
+
+
 def memory(pid: int) -> int:
     """Resident bytes; 0 if it is gone."""
     try:

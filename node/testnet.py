@@ -105,7 +105,10 @@ class Testnet:
     def end(self, grace_s: float = END_S) -> None:
         """Ends what still runs."""
         self._hang_up()
-        process.end([(member.pid, member.key) for member in self.members if member.pid], grace_s)
+        noted = [(member.pid, member.key) for member in self.members if member.pid]
+        # An interrupt may come between a node's start and the note of its pid.
+        noted += process.children([member.key for member in self.members if not member.pid])
+        process.end(noted, grace_s)
         for running in self._children.values():
             if running.stdin is not None:
                 running.stdin.close()

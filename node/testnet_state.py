@@ -138,8 +138,9 @@ def _forget(record: Record) -> None:
     """The file is another's if the name was claimed again meanwhile."""
     for member in record.members:
         Path(member.key).unlink(missing_ok=True)
-    for key in Path(record.folder).glob("*.key"):
-        key.unlink(missing_ok=True)
+    for pattern in ("*.key", "*.peers", "*.marks"):  # keys, and what the nodes remembered of each other
+        for kept in Path(record.folder).glob(pattern):
+            kept.unlink(missing_ok=True)
     now = load(record.name)
     if now is not None and now.folder == record.folder:
         _file(record.name).unlink(missing_ok=True)

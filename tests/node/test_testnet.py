@@ -258,6 +258,23 @@ def test_progress_counts_nodes_and_then_their_acquaintances(tmp_path: Path) -> N
     assert seen[-1] == ("nodes get to know each other", 2, 2)
 
 
+def test_a_node_whose_pid_was_not_noted_is_ended_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if Ctrl-C came in the moment of its start."""
+    net = testnet.Testnet(planned(tmp_path, 1), toy_command(OPTIONS, 1))
+    started = []
+
+    def interrupted(*given: object, **named: object) -> None:
+        started.append(subprocess.Popen(*given, **named, start_new_session=True))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(testnet.child, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        net.start()
+    until(lambda: len(process.children([net.members[0].key])) == 1, 10)
+    net.end()
+    assert started[0].wait(10) is not None
+
+
 def starting(deed: str) -> list[str]:
     """`shoal testnet up` as a process, whose node 2 does that."""
     return [sys.executable, str(TOY.with_name("toy_testnet.py")), deed, "testnet", "up", "-n", "2"]
