@@ -1,7 +1,7 @@
 # Everything that a bare clone needs: Python 3.11, pip and make.  `make help` lists the targets.
 #
-# CI's time in minutes, on 2 cores: unit 3, families 4, end to end 3, slow 6, containers 2 (6 where the engine must be
-# installed); kept free for what comes: simulations 5, chaos 6.  All of it stays below 35.
+# CI's time in minutes, on 2 quiet cores: unit 3, end to end 7, families 2, simulation 1, namespaces 2, slow 8 to 15,
+# containers 5 (8 where the engine must be installed).
 
 PYTHON ?= python3.11
 VENV := .venv
