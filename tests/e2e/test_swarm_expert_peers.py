@@ -102,8 +102,8 @@ def test_a_peer_that_fails_in_the_middle_of_a_call_costs_no_token(shoals: Shoals
     well = shoal.ask()
     assert shoal.oracle.excuses(shoal.oracle.prompt(PROMPT), well.tokens)
     victim, calls = _busiest(shoal)
-    # Half a prompt's layers, the first calls after it, or most of an answer's calls served well before.
-    after = {"prefill": 1, "early": 2, "late": calls * 3 // 4}[moment]
+    # Served well before: half a prompt's layers, the first calls after it, or half of what it had (others share).
+    after = {"prefill": 1, "early": 2, "late": calls // 2}[moment]
     victim.order(Deed(what, "prefill" if moment == "prefill" else "decode", after))
     try:
         retried = _retried(shoal, victim)
