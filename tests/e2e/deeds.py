@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,17 +26,21 @@ Phase = Literal["prefill", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """`after`: so many calls of the phase (prefill: more than one row) are served well before."""
+    """`after`: so many calls of the phase (prefill: more than one row) are served well before.
+
+    `claim`: a file that does not exist; of several nodes with this order, the one that makes it does the deed.
+    """
 
     what: What
     phase: Phase
     after: int = 0
+    claim: str = ""
 
 
 def order(folder: Path, deed: Deed) -> None:
     """From the test: takes effect with the node's next call of an expert."""
     partial = folder / "order.partial"
-    partial.write_text(json.dumps({"what": deed.what, "phase": deed.phase, "after": deed.after}))
+    partial.write_text(json.dumps(asdict(deed)))
     partial.replace(folder / "order")
 
 
@@ -92,6 +96,9 @@ class _Doer:
         self._seen += 1
         if self._seen <= deed.after or self._at_it:
             return
+        if not _claimed(deed):
+            self._deed = None
+            return
         self._at_it = True
         with (self._folder / "done").open("a") as file:
             file.write(f"{deed.what} at call {self._seen} of {deed.phase}, layer {request.layer}\n")
@@ -108,6 +115,15 @@ class _Doer:
         if written != self._read:
             self._read, self._seen, self._at_it = written, 0, False
             self._deed = Deed(**json.loads((self._folder / "order").read_text()))
+
+
+def _claimed(deed: Deed) -> bool:
+    try:
+        if deed.claim:
+            Path(deed.claim).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _phase(request: pb.ComputeRequest) -> Phase:
