@@ -37,8 +37,10 @@ demo: $(DEMO_STAMP)  ## Four nodes answer together, and go on when one is killed
 
 test: unit e2e  ## The fast suite: unit, end to end
 
-unit: $(STAMP)  ## Pure units, parsers, stores, the door against toys
-	$(BIN)/python -m pytest -q -n 2 -m 'not families and not e2e and not slow and not namespaces and not containers and not sim'
+unit: $(STAMP)  ## Pure units, parsers, stores, the door against toys; the pure files' coverage
+	$(BIN)/python -m pytest -q -n 2 -m 'not families and not e2e and not slow and not namespaces and not containers and not sim' \
+		--cov=coordinator --cov=node --cov-branch --cov-report=json:$(VENV)/coverage.json
+	$(BIN)/python -m tests.pure_coverage $(VENV)/coverage.json
 
 families: $(STAMP)  ## Every family against transformers, token for token
 	$(BIN)/python -m pytest -q -n 2 -m 'families and not slow'
