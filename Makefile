@@ -46,7 +46,7 @@ families: $(STAMP)  ## Every family against transformers, token for token
 	$(BIN)/python -m pytest -q -n 2 -m 'families and not slow'
 
 e2e: $(STAMP)  ## Real processes, a real store, the real command
-	$(BIN)/python -m pytest -q -m 'e2e and not slow'
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'e2e and not slow'
 
 namespaces: $(STAMP)  ## Nodes on one LAN, in network namespaces (needs Linux, root and iproute2, which it installs)
 	@command -v ip >/dev/null || test "$$(id -u)" != 0 || { apt-get update -qq && apt-get install -y -qq iproute2; } || true

@@ -193,6 +193,7 @@ def test_logs_are_json_and_hold_no_prompt(home: Path, node: Node) -> None:
     assert "222" not in json.dumps([{k: v for k, v in entry.items() if k != "session"} for entry in answers[-1:]])
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_exit_code_3(home: Path, store: Path, node: Node) -> None:
     result = shoal(home, "run", "--store", str(store), "--port", node.address.rpartition(":")[2])
     assert result.returncode == 3
@@ -200,6 +201,7 @@ def test_a_port_in_use_is_exit_code_3(home: Path, store: Path, node: Node) -> No
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_memory_limit_below_the_models_size_says_what_is_needed(home: Path, store: Path) -> None:
     result = shoal(home, "run", "--store", str(store), "--port", "0", "--memory-limit", "100KiB")
     assert result.returncode == 2
@@ -227,6 +229,7 @@ def test_ctrl_c_while_a_node_starts_leaves_the_terminal_as_it_was(home: Path, st
     assert shown.endswith(ERASE_LINE + b"interrupted\r\n")
 
 
+@pytest.mark.slow
 def test_an_altered_unit_is_refused_by_its_name(home: Path, store: Path) -> None:
     unit = max((store / "units").rglob("*.safetensors"), key=lambda path: path.stat().st_size)
     content = unit.read_bytes()
@@ -248,6 +251,7 @@ def test_what_is_packed_already_is_said_and_not_packed_again(home: Path, store: 
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_packing_that_is_interrupted_says_how_it_goes_on(home: Path, tmp_path: Path) -> None:
     packing = subprocess.Popen(
         command("pack", str(home / "checkpoint"), str(tmp_path / "store")),
@@ -289,6 +293,7 @@ def test_a_signal_ends_running_answers_with_a_typed_error(
         running.end()
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_in_the_middle_of_an_answer_is_exit_code_3(home: Path, store: Path) -> None:
     running = Node(home, store)
     try:
@@ -318,6 +323,7 @@ def test_without_a_node_one_is_started_for_the_answer_and_ended(home: Path, stor
     assert attached_nodes(store) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_answer_and_the_node_that_was_started_for_it(home: Path, store: Path) -> None:
     asking = subprocess.Popen(
         command("generate", "--store", str(store), "--token-ids", "5", "--max-tokens", "900", "--ignore-eos"),
@@ -335,6 +341,7 @@ def test_ctrl_c_ends_the_answer_and_the_node_that_was_started_for_it(home: Path,
     assert attached_nodes(store) == []
 
 
+@pytest.mark.slow
 def test_a_started_node_does_not_outlive_a_command_that_was_killed(home: Path, store: Path) -> None:
     asking = subprocess.Popen(
         command("generate", "--store", str(store), "--token-ids", "5", "--max-tokens", "900", "--ignore-eos"),

@@ -137,6 +137,7 @@ def refused(node: Node) -> dict[str, str]:
     return {line["address"]: line["error"] for line in node.logged("cannot join")}
 
 
+@pytest.mark.slow
 def test_a_node_that_cannot_be_called_says_so_and_serves_its_own_clients(
     hatchery: Hatchery, tmp_path: Path, oracle: Oracle
 ) -> None:
