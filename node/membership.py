@@ -560,7 +560,7 @@ class Membership:
         """True: the teller needs this node's claim.  A higher one is from its past, before its clock went back."""
         if claim.rank <= self._claim.rank:
             return claim.left and not self._left
-        if not self._fits(claim, teller):
+        if self._claim.incarnation >= INCARNATION_MAX or not self._fits(claim, teller):
             return False
         self._raise_above(claim.incarnation, now)
         return True
@@ -606,7 +606,11 @@ class Membership:
 
         Anybody's of the incarnation in force is refuted, also that of an accuser who is thought dead here: after a
         partition each side thinks so of the other.  One of a higher incarnation is a lie, or of a past that its accuser
-        shows beside it (a claim): it raises nothing, so that nobody can drive a node's incarnation up."""
+        shows beside it (a claim): it raises nothing, so that nobody can drive a node's incarnation up.
+
+        Nor is there anything above the highest one: two that have signed it would contradict each other without end."""
+        if self._claim.incarnation >= INCARNATION_MAX:
+            return False
         if self._left or suspicion.incarnation < self._claim.incarnation:
             return True
         if self._deaf or suspicion.incarnation > self._claim.incarnation or not self._fits(suspicion, teller):

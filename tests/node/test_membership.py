@@ -623,6 +623,16 @@ def test_an_accusation_of_an_incarnation_that_never_was_raises_nothing() -> None
     assert node.claim == claim(1)
 
 
+def test_two_that_have_signed_the_highest_incarnation_do_not_contradict_each_other_without_end() -> None:
+    pair = Shoal(2)
+    gone = tuple(claim(number, INCARNATION_MAX, left=True) for number in range(2))
+    accused = tuple(suspicion(number, 1 - number, INCARNATION_MAX) for number in range(2))
+    for number in range(2):
+        pair.tell(number, Synced(peer(1 - number), gone, accused))
+    pair.run(5.0)
+    assert len([effect for _, _, effect in pair.effects if isinstance(effect, Send)]) < 100
+
+
 def test_a_forged_accusation_is_not_refuted() -> None:
     node = core(1, census(4), profile=QUIET)
     effects = node.handle(Received(peer(2), Gossip((replace(suspicion(1, 2), signature=bytes(64)),))), 0.0)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tests.sim.machine import Machine
     from tests.sim.notary import Notary
 
+# A run takes some tens of thousands; nodes that answer each other without end take all there are.
+STEPS_MAX = 1_000_000
+
 Believed = dict[bytes, tuple[State, Claim]]
 
 
@@ -56,6 +59,7 @@ class Laws(Watcher):
         self.network: Network  # set by who makes both
         self.dead_s_max = dead_s_max
         self.longest_dead_s = 0.0
+        self._steps = 0
         self._notary = notary
         self._evil = evil
         self._true: set[bytes] = set()  # signatures that were asked after
@@ -88,6 +92,9 @@ class Laws(Watcher):
 
     def stepped(self, machine: Machine, kind: str, content: Any, effects: list[Any]) -> None:
         """What is the same objects as before has been looked at before."""
+        self._steps += 1
+        if self._steps > STEPS_MAX:
+            self._break(machine, f"takes step {self._steps}: somebody answers somebody without end")
         host = machine.host
         if host is None or machine.number in self._evil:
             return
