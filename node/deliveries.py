@@ -1,6 +1,7 @@
 """Deliveries: results to the doors whose sessions this node computes, and which of those doors are gone.
 
-Law: a door that cannot be reached for DOOR_LOST_S is lost, however often its address takes a connection meanwhile.
+A door is called, or, where its address is empty because nobody can call it, comes for its results.  Law: a door that
+cannot be reached, or does not come, for DOOR_LOST_S is lost, however often its address takes a connection meanwhile.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from node import log
 from node.peer_streams import PeerStreams
+from node.pickup import RESULTS_AHEAD_MAX, Pickup, Reader
 from protos.errors import ShoalError
 from protos.stage_pb2_grpc import DoorStub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import grpc
 
@@ -24,11 +26,12 @@ if TYPE_CHECKING:
     from protos.ids import PeerId
     from protos.stage_pb2 import DeliverRefusal, StepResult
 
-RESULTS_AHEAD_MAX = 2048
 # A door that restarts comes back as another door; one whose network comes back may have waited for repair itself.
 DOOR_LOST_S = 30.0
 # Above gRPC's 20 s for a connection that nothing answers: a stream of that age is a connection.
 SETTLED_S = 25.0
+# A door that came and has no session here is asked to leave after so long: it may come before its session.
+UNUSED_S = 60.0
 
 
 @dataclass(slots=True)
@@ -45,17 +48,24 @@ class Deliveries:
     ) -> None:
         self._now = now
         self._doors: dict[PeerId, _Door] = {}
+        self._pickups: dict[PeerId, Pickup] = {}
+        self._unused_since: dict[PeerId, float] = {}  # pickups of doors without sessions
         self._lock = threading.Lock()
         self._streams: PeerStreams[StepResult, DeliverRefusal] = PeerStreams(
             links, _deliver, on_refusal, self._ended, queue_max=RESULTS_AHEAD_MAX
         )
 
     def enter(self, peer: PeerId, address: str) -> None:
-        """One session more of this door; its stream is begun, so that the first result need not wait for it."""
+        """One session more of this door; its stream is begun, so that the first result need not wait for it.
+
+        `address` empty: it will come.
+        """
         with self._lock:
             door = self._doors.setdefault(peer, _Door(address, begun_at=self._now()))
             door.address = address
             door.sessions += 1
+            if not address:
+                self._pickups.setdefault(peer, Pickup())
         self._begin(peer)
 
     def leave(self, peer: PeerId) -> None:
@@ -71,29 +81,54 @@ class Deliveries:
     def send(self, peer: PeerId, address: str, make: Callable[[], StepResult]) -> None:
         """What cannot be sent is lost; the door finds out by its step's deadline, and asks."""
         try:
-            self._streams.to(peer, address).send(make)
+            if address:
+                self._streams.to(peer, address).send(make)
+            elif (pickup := self._pickups.get(peer)) is not None:
+                pickup.put(make)
         except ShoalError as error:
             log.get("stage").warning("a result could not be sent", door=peer, code=error.code, error=str(error))
+
+    def read(self, peer: PeerId, reader: Reader) -> Iterator[StepResult]:
+        """What there is for a door that comes, until it has no session here, or comes anew."""
+        with self._lock:
+            pickup = self._pickups.setdefault(peer, Pickup())
+        return pickup.read(reader)
+
+    def end_reading(self, peer: PeerId, reader: Reader) -> None:
+        """The door is gone again, perhaps before it began to read."""
+        with self._lock:
+            pickup = self._pickups.setdefault(peer, Pickup())
+        pickup.end(reader)
 
     def sweep(self) -> list[PeerId]:
         """Calls doors again whose stream has ended, and gives those that are lost."""
         now = self._now()
         lost = []
         for peer, door in self._listed():
-            if self._streams.alive(peer):
-                if now - door.begun_at >= SETTLED_S:
+            if self._is_connected(peer, door):
+                if not door.address or now - door.begun_at >= SETTLED_S:
                     door.lost_at = None
             elif door.lost_at is None:
                 door.lost_at = now
             if door.lost_at is not None and now - door.lost_at >= DOOR_LOST_S:
                 lost.append(peer)
-            elif not self._streams.alive(peer):
+            elif not self._is_connected(peer, door):
                 self._begin(peer)
         self._drop_idle()
         return lost
 
     def close(self, timeout_s: float) -> None:
+        with self._lock:
+            pickups = list(self._pickups.values())
+        for pickup in pickups:
+            pickup.end()
         self._streams.close(timeout_s)
+
+    def _is_connected(self, peer: PeerId, door: _Door) -> bool:
+        if door.address:
+            return self._streams.alive(peer)
+        pickup = self._pickups.get(peer)
+        return pickup is not None and pickup.is_read
 
     def _listed(self) -> list[tuple[PeerId, _Door]]:
         with self._lock:
@@ -102,7 +137,7 @@ class Deliveries:
     def _begin(self, peer: PeerId) -> None:
         with self._lock:
             door = self._doors.get(peer)
-            if door is None or self._streams.alive(peer):
+            if door is None or not door.address or self._streams.alive(peer):
                 return
             door.begun_at = self._now()
             try:
@@ -115,6 +150,11 @@ class Deliveries:
             for peer in self._streams.peers():
                 if peer not in self._doors:
                     self._streams.drop(peer)
+            now = self._now()
+            unused = {peer: self._unused_since.get(peer, now) for peer in self._pickups if peer not in self._doors}
+            self._unused_since = {peer: since for peer, since in unused.items() if now - since < UNUSED_S}
+            for peer in unused.keys() - self._unused_since.keys():
+                self._pickups.pop(peer).end()
 
     def _ended(self, peer: PeerId, error: ShoalError) -> None:
         with self._lock:

@@ -38,6 +38,7 @@ from coordinator.session import (
 from coordinator.view import Load
 from node import log
 from node.bridge import Inbox, await_future
+from node.collect import Collect
 from node.mail import Mail
 from node.passage import Passage
 from node.stage_wire import StageFailed, StageNotice, named
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
 CLOSE_WAIT_S = 30.0
 # A client that must be told of a failure gets so long to read what is before it.
 FAREWELL_S = 2.0
+JOIN_S = 2.0
 # What threads have told an answer and it has not looked at: pieces of one feed, failures, notices.
 INBOX_MAX = 256
 # Of one answer; a swarm that fails more often has no news for its client.
@@ -89,7 +91,7 @@ class Swarm(Protocol):
     @property
     def me(self) -> PeerId: ...
     @property
-    def address(self) -> str: ...
+    def called_at(self) -> str: ...
     def view(self, model_id: ModelId) -> View: ...
     def failed(self, peer: PeerId, error: ShoalError) -> None: ...
     def heard(self, peer: PeerId) -> None: ...
@@ -109,6 +111,7 @@ class Door:
         self.config = config
         self.mail = Mail()
         self.stages = Stages(host, links)
+        self.collect = Collect(links, manifest, self.mail, self.stages)
         host.deliver_to(self.mail.deliver)
         self._answers: set[_Answer] = set()
         self._leaving: ShuttingDown | None = None
@@ -132,6 +135,7 @@ class Door:
 
     def shutdown(self) -> None:
         """After the last answer: ends the calls to stages.  Blocks for some seconds at most."""
+        self.collect.close(JOIN_S)
         self.stages.shutdown()
 
     @property
@@ -172,11 +176,12 @@ class _Answer:
         self._inbox: Inbox[Event | Result] = Inbox(INBOX_MAX)
         self._passage = Passage(
             self._id,
-            At(door.peers.me, door.peers.address),
+            At(door.peers.me, door.peers.called_at),
             ask.params,
             door.host,
             door.stages,
             door.mail,
+            door.collect,
             self._inbox.put,
         )
         self._addresses: dict[PeerId, str] = {}

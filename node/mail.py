@@ -90,8 +90,12 @@ class Mail:
             if self._streams[peer] > 0:
                 return
             del self._streams[peer]
-            if not lost:
-                return
+        if lost:
+            self.lost(peer)
+
+    def lost(self, peer: PeerId) -> None:
+        """The stages that a peer computes are lost: its results do not come any more."""
+        with self._lock:
             parted = [(session, box) for session, box in self._boxes.items() if peer in box.stages]
         for session, box in parted:
             error = PeerLost("its stream of results has ended")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from coordinator.route import Route
     from coordinator.session import OpenStages, SendStep
+    from node.collect import Collect
     from node.mail import Mail
     from node.stage_host import StageHost
     from node.stages import Stages
@@ -66,8 +67,10 @@ class Passage:
         host: StageHost,
         stages: Stages,
         mail: Mail,
+        collect: Collect,
         post: Post,
     ) -> None:
+        """`door`: without address if nobody can call it."""
         self.hops: tuple[At, ...] = ()
         self.remote: dict[PeerId, int] = {}  # the other nodes of the route, and which stages they are
         self._session = session
@@ -76,6 +79,7 @@ class Passage:
         self._host = host
         self._stages = stages
         self._mail = mail
+        self._collect = collect
         self._post = post
         self._resume_key = secrets.token_bytes(RESUME_KEY_BYTES)
         self._entered: dict[PeerId, _Entered] = {}
@@ -97,6 +101,9 @@ class Passage:
         self.hops = tuple(At(stage.peer, addresses[stage.peer]) for stage in effect.route.stages)
         self.remote = {at.peer: number for number, at in enumerate(self.hops) if not self._stages.is_here(at)}
         self._mail.route(self._session, effect.epoch, self.remote, len(self.hops) - 1)
+        if not self._door.address:
+            for number in self.remote.values():
+                self._collect.begin(self.hops[number])
         if not self._stages.is_here(self.hops[0]):
             first = self.hops[0]
             self._onward = Onward(self._session, effect.epoch, 0, first.peer, first.address, self._mail.deliver)

@@ -108,6 +108,11 @@ class Peers:
     def address(self) -> str:
         return self.roster.address
 
+    @property
+    def called_at(self) -> str:
+        """Where others call this node; empty: nobody can, as far as is known."""
+        return "" if self._withheld else self.roster.address
+
     def view(self, model_id: str) -> View:
         """See Roster.view."""
         return self.roster.view(model_id)

@@ -120,8 +120,8 @@ class Roster:
             self._say()
 
     def offer(self, offers: bool) -> None:
-        """Whether others may rely on what this node holds.  If not, its record says that it holds nothing, and its own
-        views have no stage but its own: it can ask others, and they cannot call it."""
+        """Whether others may rely on what this node holds.  If not, its record says that it holds nothing, and in its
+        own views it is a stage only where no other stage would have to call it."""
         with self._lock:
             self._offers = offers
             self._say()
@@ -132,13 +132,13 @@ class Roster:
         with self._lock:
             table = self._table.records()
             records = {
-                peer: _viewed(table[peer], held if self._offers else _without_trunk(held))
+                peer: _viewed(table[peer], held)
                 for peer, held in self._table.held(model_id).items()
                 if peer != self.me and self._is_usable(peer)
             }
             for held in self._held:
                 if held.model_id == model_id:
-                    records[self.me] = _viewed(self._own, held)
+                    records[self.me] = _viewed(self._own, held if self._offers else _callable_by_none(held))
             loads = {peer: load for peer in records if (load := self._load_of(peer, now)) is not None}
             return View(
                 records=records,
@@ -457,8 +457,9 @@ def _unissued(
     return record if mark is None else replace(record, sequence=mark.sequence)
 
 
-def _without_trunk(held: Held) -> Held:
-    return replace(held, span=range(0), embed=False, head=False)
+def _callable_by_none(held: Held) -> Held:
+    """Steps come to a first stage from its own door; to every other one from the stage before it."""
+    return held if held.span and held.span.start == 0 else replace(held, span=range(0), embed=False, head=False)
 
 
 def _grant_end_ms(grant: bytes, network: Network, wall: Callable[[], float]) -> int | None:

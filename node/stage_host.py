@@ -44,11 +44,12 @@ from protos.errors import (
 from protos.ids import PeerId, SessionId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
 
     from node.capacity import Capacity
     from node.link import Links
+    from node.pickup import Reader
     from node.place import Place
     from node.stage_wire import Result
     from protos.epoch import Epoch
@@ -213,6 +214,14 @@ class StageHost:
             self._tell(place, StageFailed(place.session, place.epoch, message.start, error, sender))
         else:
             self.feed(step, message.reply, caller)
+
+    def results(self, door: PeerId, reader: Reader) -> Iterator[pb.StepResult]:
+        """For a door that comes for them.  Blocks between them, until the reader is over; see `end_results`."""
+        return self._deliveries.read(door, reader)
+
+    def end_results(self, door: PeerId, reader: Reader) -> None:
+        """The door that read them is gone.  From any thread."""
+        self._deliveries.end_reading(door, reader)
 
     def notice(self, code: str, message: str, peer: PeerId) -> None:
         """Tells the doors whose steps are being computed that something failed, and that they go on.  Any thread."""

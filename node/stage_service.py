@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 
+from node.pickup import Reader
 from node.refusal import refusing
 from node.stage_wire import read_epoch, read_result
 from node.turnstile import Turnstile
@@ -47,7 +49,7 @@ class Lanes:
 
     streams: ThreadPoolExecutor
     work: ThreadPoolExecutor
-    streams_max: int  # Steps and Deliver together
+    streams_max: int  # Steps, Deliver and Results together
 
 
 class StageServices:
@@ -89,9 +91,9 @@ class _Stream:
         self._method = method
         self.experimental_thread_pool = pool
 
-    def __call__(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+    def __call__(self, asked: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         with refusing(context, "stage"):
-            yield from self._method(requests, context)
+            yield from self._method(asked, context)
 
 
 class _Stage:
@@ -108,6 +110,7 @@ class _Stage:
         self.Truncate = _Call(self._truncate, lanes.work)
         self.Close = _Call(self._close, lanes.work)
         self.Steps = _Stream(self._steps, lanes.streams)
+        self.Results = _Stream(self._results, lanes.streams)
 
     def _open(self, request: pb.OpenRequest, context: grpc.ServicerContext) -> pb.OpenReply:
         caller = self._caller(context)
@@ -143,6 +146,12 @@ class _Stage:
                         start=step.start,
                         refused=messages.failed(error),
                     )
+
+    def _results(self, _: pb.ResultsRequest, context: grpc.ServicerContext) -> Iterator[pb.StepResult]:
+        caller, reader = self._caller(context), Reader()
+        with self._count.one(caller, "Results"):
+            if context.add_callback(partial(self._host.end_results, caller, reader)):
+                yield from self._host.results(caller, reader)
 
 
 class _Door:

@@ -149,7 +149,8 @@ def _route(route: Route, stage: int) -> None:
     _filled("route", route.stages, ROUTE_STAGES_MAX)
     if stage >= len(route.stages):
         raise InvalidRequest(f"stage {stage} of a route of {len(route.stages)} stages, counted from 0")
-    _peer("the door", route.door)
+    _filled("the door's peer_id", route.door.peer_id, ID_CHARS_MAX)
+    _at_most("the door's address", route.door.address, ADDRESS_CHARS_MAX)
     layer = 0
     for entry in route.stages:
         _peer("a stage", entry.peer)

@@ -3,7 +3,7 @@
 isort:skip_file
 Sessions at the stages of a route, and their answers to the door. The rules are in PROTOCOL.md, sections 8 and 9.
 Law: nobody waits here for compute: a stage queues what it takes and answers only what it refuses; the last one delivers
-to the door.
+to the door, or lays its results out for a door that cannot be called.
 """
 
 from collections import abc as _abc
@@ -143,7 +143,7 @@ class Route(_message.Message):
 
     @_builtins.property
     def door(self) -> Global___Peer:
-        """where the last stage delivers to, and every stage its failures"""
+        """where the last stage delivers to, and every stage its failures; without address:"""
 
     def __init__(
         self,
@@ -474,6 +474,21 @@ class DeliverRefusal(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeliverRefusal: _TypeAlias = DeliverRefusal  # noqa: Y015
+
+@_typing.final
+class ResultsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResultsRequest: _TypeAlias = ResultsRequest  # noqa: Y015
 
 @_typing.final
 class CloseRequest(_message.Message):

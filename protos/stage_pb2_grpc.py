@@ -59,6 +59,11 @@ class StageStub:
                 request_serializer=protos_dot_stage__pb2.TruncateRequest.SerializeToString,
                 response_deserializer=protos_dot_stage__pb2.TruncateReply.FromString,
                 _registered_method=True)
+        self.Results = channel.unary_stream(
+                '/shoal.v1.Stage/Results',
+                request_serializer=protos_dot_stage__pb2.ResultsRequest.SerializeToString,
+                response_deserializer=protos_dot_stage__pb2.StepResult.FromString,
+                _registered_method=True)
 
 
 class StageServicer:
@@ -99,6 +104,13 @@ class StageServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Results(self, request, context):
+        """A door that nobody can call comes for its results: one long stream for each door and stage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StageServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_StageServicer_to_server(servicer, server):
                     servicer.Truncate,
                     request_deserializer=protos_dot_stage__pb2.TruncateRequest.FromString,
                     response_serializer=protos_dot_stage__pb2.TruncateReply.SerializeToString,
+            ),
+            'Results': grpc.unary_stream_rpc_method_handler(
+                    servicer.Results,
+                    request_deserializer=protos_dot_stage__pb2.ResultsRequest.FromString,
+                    response_serializer=protos_dot_stage__pb2.StepResult.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +280,33 @@ class Stage:
             '/shoal.v1.Stage/Truncate',
             protos_dot_stage__pb2.TruncateRequest.SerializeToString,
             protos_dot_stage__pb2.TruncateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Results(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shoal.v1.Stage/Results',
+            protos_dot_stage__pb2.ResultsRequest.SerializeToString,
+            protos_dot_stage__pb2.StepResult.FromString,
             options,
             channel_credentials,
             insecure,

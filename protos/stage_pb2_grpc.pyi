@@ -3,7 +3,7 @@
 isort:skip_file
 Sessions at the stages of a route, and their answers to the door. The rules are in PROTOCOL.md, sections 8 and 9.
 Law: nobody waits here for compute: a stage queues what it takes and answers only what it refuses; the last one delivers
-to the door.
+to the door, or lays its results out for a door that cannot be called.
 """
 
 from collections import abc as _abc
@@ -44,6 +44,8 @@ class StageStub:
     """Compare-and-set: takes the session over for a new epoch, door and route."""
     Truncate: _grpc.UnaryUnaryMultiCallable[_stage_pb2.TruncateRequest, _stage_pb2.TruncateReply]
     """Forgets all positions from `position` on."""
+    Results: _grpc.UnaryStreamMultiCallable[_stage_pb2.ResultsRequest, _stage_pb2.StepResult]
+    """A door that nobody can call comes for its results: one long stream for each door and stage."""
 
 @_typing.type_check_only
 class StageAsyncStub(StageStub):
@@ -58,6 +60,8 @@ class StageAsyncStub(StageStub):
     """Compare-and-set: takes the session over for a new epoch, door and route."""
     Truncate: _aio.UnaryUnaryMultiCallable[_stage_pb2.TruncateRequest, _stage_pb2.TruncateReply]  # type: ignore[assignment]
     """Forgets all positions from `position` on."""
+    Results: _aio.UnaryStreamMultiCallable[_stage_pb2.ResultsRequest, _stage_pb2.StepResult]  # type: ignore[assignment]
+    """A door that nobody can call comes for its results: one long stream for each door and stage."""
 
 class StageServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -99,6 +103,14 @@ class StageServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_stage_pb2.TruncateReply, _abc.Awaitable[_stage_pb2.TruncateReply]]:
         """Forgets all positions from `position` on."""
+
+    @_abc_1.abstractmethod
+    def Results(
+        self,
+        request: _stage_pb2.ResultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_stage_pb2.StepResult], _abc.AsyncIterator[_stage_pb2.StepResult]]:
+        """A door that nobody can call comes for its results: one long stream for each door and stage."""
 
 def add_StageServicer_to_server(servicer: StageServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

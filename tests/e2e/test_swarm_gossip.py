@@ -138,12 +138,14 @@ def refused(node: Node) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("own", ["trunk:*", "trunk:0-1", "trunk:2-3", "experts:0/0"])
 def test_a_node_that_cannot_be_called_says_so_and_serves_its_own_clients(
-    hatchery: Hatchery, tmp_path: Path, oracle: Oracle
+    hatchery: Hatchery, tmp_path: Path, oracle: Oracle, own: str
 ) -> None:
+    """Whether it is all stages of its answers, the first one, or none."""
     ports = free_ports(4)
     called = [f"127.0.0.1:{port}" for port in ports]
-    holds = [["trunk:*", "experts:*/0%2"], ["experts:*/1%2"], ["trunk:*"]]
+    holds = [["trunk:*", "experts:*/0%2"], ["trunk:2-3", "experts:*/1%2"], [own]]
     with shoal(hatchery, tmp_path, oracle, holds, ports=ports[:3], advertise=[*called[:2], called[3]]) as three:
         three.start(0, 1, 2)
         hidden = three[2]
@@ -156,9 +158,11 @@ def test_a_node_that_cannot_be_called_says_so_and_serves_its_own_clients(
         for number in (0, 1):
             until(lambda number=number: not three.status(number, hidden).layers, FIND_S, lambda: hidden.errors)  # type: ignore[misc]
             assert three.status(number, hidden).state != "alive"
+            until(lambda number=number: three.state(2, three[number]) == "alive", FIND_S, lambda: hidden.errors)  # type: ignore[misc]
         prompt = oracle.prompt(20)
         assert ask(three.client(2), prompt, 6).tokens == oracle.tokens(prompt, 6)
-        assert three.work(2)[three[1].peer].calls
+        if own == "trunk:*":
+            assert three.work(2)[three[1].peer].calls
         # It hears no acks, and thinks for all that of nobody that he is dead; nor does it make others think so.
         assert [three.state(2, three[number]) for number in (0, 1)] == ["alive", "alive"]
         assert not hidden.logged("a peer is dead")

@@ -23,11 +23,11 @@ def test_results_that_wait_for_a_door_have_a_limit(monkeypatch: pytest.MonkeyPat
     links: Any = Links()
     links.open.clear()
     made = Deliveries(links, lambda *_: None, lambda: 0.0)
-    made.enter(DOOR, "")
+    made.enter(DOOR, "door:1")
     for position in range(5):
-        made.send(DOOR, "", lambda position=position: StepResult(position=position))
+        made.send(DOOR, "door:1", lambda position=position: StepResult(position=position))
     links.open.set()
     assert [Call.taken.get(timeout=WAIT_S).position for _ in range(3)] == [0, 1, 2]
-    made.send(DOOR, "", lambda: StepResult(position=9))
+    made.send(DOOR, "door:1", lambda: StepResult(position=9))
     assert Call.taken.get(timeout=WAIT_S).position == 9
     made.close(WAIT_S)

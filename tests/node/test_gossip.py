@@ -681,7 +681,15 @@ def test_a_peer_that_never_answers_is_dead_and_one_whose_record_expires_is_forgo
     run(main)
 
 
-def test_strangers_that_are_asked_in_vain_keep_no_member_waiting_and_are_asked_ever_more_rarely() -> None:
+def test_strangers_that_are_asked_in_vain_keep_no_member_waiting_and_are_asked_ever_more_rarely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def at_once(work: Callable[[], object], *, abandon: bool = False) -> object:
+        """No thread: virtual seconds would pass while it works."""
+        return work()
+
+    monkeypatch.setattr("node.gossip.in_thread", at_once)
+
     async def main() -> None:
         one = One(Virtual())
         member = Person.create()

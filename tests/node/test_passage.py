@@ -14,6 +14,7 @@ from toy_streams import Links as Nowhere
 from coordinator.route import Route, StageRef
 from coordinator.session import Opened, OpenStages, SendStep, StepFailed
 from node import futures, stages
+from node.collect import Collect
 from node.identity import Identity
 from node.link import Links
 from node.mail import Mail
@@ -72,7 +73,9 @@ class Answer:
         me = At(ME, "127.0.0.1:1")
         self.host = StageHost(Peer(peer_id=ME, address=me.address), model, self.worker, span, self.links)
         self.stages = Stages(self.host, self.links)
-        self.passage = Passage(S, me, SamplingParams(), self.host, self.stages, Mail(), self.posted.append)
+        mail = Mail()
+        collect = Collect(self.links, model, mail, self.stages)
+        self.passage = Passage(S, me, SamplingParams(), self.host, self.stages, mail, collect, self.posted.append)
 
     def open(self, counter: int, *peers: PeerId) -> None:
         """A route of one stage, which is here, or of these peers'."""

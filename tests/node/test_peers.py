@@ -211,7 +211,8 @@ def test_a_node_that_nobody_can_call_says_so_and_offers_nothing(
     with PeerNode().start() as one, PeerNode([one.address], advertise=closed).start() as hidden:
         eventually(lambda: hidden.peers.gossip.reachable.refuted(time.monotonic()) is not None)
         assert closed in (hidden.peers.gossip.reachable.refuted(time.monotonic()) or "")
-        eventually(lambda: len(hidden.peers.view(MODEL).records[one.peer].layers) == 0)
+        eventually(lambda: hidden.peers.called_at == "")
+        assert len(hidden.peers.view(MODEL).records[one.peer].layers) == 2  # its stages it can still call
         assert len(hidden.peers.view(MODEL).records[hidden.peer].layers) == 2  # its own clients it serves all the same
         eventually(lambda: (record := one.peers.roster.record_of(hidden.peer)) is not None and not record.held)
         assert live(one) == {one.peer}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -128,21 +129,27 @@ def test_a_view_stays_as_it_was(roster: Roster, other: Person) -> None:
     assert other.peer not in roster.view(MODEL).records
 
 
-def test_a_node_that_offers_nothing_serves_itself_and_takes_no_stage_of_others(
-    one: One, roster: Roster, other: Person
-) -> None:
+def test_a_node_that_offers_nothing_serves_itself_and_calls_others(one: One, roster: Roster, other: Person) -> None:
     roster.offer(False)
     one.clock.now += RECORD_GAP_S
     assert roster.tick() == (True, [])
     assert roster.record_of(one.peer).held == ()
     view = roster.view(MODEL)
     assert view.records[one.peer].layers == range(2)
-    assert (len(view.records[other.peer].layers), view.records[other.peer].experts) == (0, {0: 0b101})
+    assert (view.records[other.peer].layers, view.records[other.peer].experts) == (range(2), {0: 0b101})
     roster.offer(True)
     one.clock.now += RECORD_GAP_S
     assert roster.tick() == (True, [])
     assert roster.record_of(one.peer).held == HOLDS
     assert roster.view(MODEL).records[other.peer].layers == range(2)
+
+
+def test_a_node_that_offers_nothing_is_no_later_stage_of_its_own_answers(roster: Roster, one: One) -> None:
+    later = replace(HOLDS[0], span=range(1, 2), embed=False)
+    roster.publish([later])
+    assert roster.view(MODEL).records[one.peer].layers == range(1, 2)
+    roster.offer(False)
+    assert len(roster.view(MODEL).records[one.peer].layers) == 0
 
 
 # --- states, health and distance -----------------------------------------------------------------------------------

@@ -165,11 +165,11 @@ class Alone:
     """What a node that holds everything knows of its peers: itself."""
 
     me = PeerId("toy")
-    address = "127.0.0.1:7645"
+    called_at = "127.0.0.1:7645"
 
     def __init__(self, layers: int) -> None:
         experts = dict.fromkeys(range(layers), 3)
-        self._record = Record(self.address, "", range(layers), embed=True, head=True, text=True, experts=experts)
+        self._record = Record(self.called_at, "", range(layers), embed=True, head=True, text=True, experts=experts)
 
     def view(self, _: object) -> View:
         return View({self.me: self._record})
@@ -194,7 +194,7 @@ def door(
     text = Text(text_files() if files is None else files)
     model = manifest(recompute_at=recompute_at, context=context)
     links = Links(Identity.create(), plaintext=True)
-    host = StageHost(Peer(peer_id=Alone.me, address=Alone.address), model, worker, range(model.layers), links)
+    host = StageHost(Peer(peer_id=Alone.me, address=Alone.called_at), model, worker, range(model.layers), links)
     return Door(Alone(model.layers), model, text, host, links, gate, config)
 
 

@@ -117,11 +117,11 @@ class Swarm:
 
 
 class Known:
-    """A door's view."""
+    """A door's view.  `called_at`: empty if nobody can call it."""
 
-    def __init__(self, swarm: Swarm, me: PeerId, address: str) -> None:
+    def __init__(self, swarm: Swarm, me: PeerId, called_at: str) -> None:
         self.me = me
-        self.address = address
+        self.called_at = called_at
         self._swarm = swarm
         self.health = PeerHealth()
 
@@ -142,7 +142,14 @@ class Node:
     """Listens from construction on, until it is stopped; `kill` closes its connections without a word."""
 
     def __init__(
-        self, swarm: Swarm, span: range, *, streams_max: int = 16, known: bool = True, **settings: Any
+        self,
+        swarm: Swarm,
+        span: range,
+        *,
+        streams_max: int = 16,
+        known: bool = True,
+        called: bool = True,
+        **settings: Any,
     ) -> None:
         self.identity = Identity.create()
         self.peer = self.identity.peer
@@ -155,7 +162,7 @@ class Node:
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         me = Peer(peer_id=self.peer, address=self.address)
         self.host = StageHost(me, manifest(), self.worker, span, self.links)
-        self.known = Known(swarm, self.peer, self.address)
+        self.known = Known(swarm, self.peer, self.address if called else "")
         config = Config(**{"repair_wait_s": 1.0, "step_deadline_s": 20.0, "sessions_max": 32, **settings})
         gate = Gate(Admission(config.sessions_max, config.queue_max, config.queue_wait_s))
         self.door = Door(self.known, manifest(), Text({}), self.host, self.links, gate, config)
