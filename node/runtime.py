@@ -297,7 +297,7 @@ class _Node:
         )
 
     def _notice(self, notice: inference_pb2.Notice) -> None:
-        self.host.notice(notice.code, notice.message, PeerId(notice.peer_id))
+        self.host.notice(notice.code, notice.message, PeerId(notice.peer_id), late=notice.late)
 
     def _kv_bytes(self) -> tuple[int, int]:
         return self._served.worker.kv_bytes if self._served.worker is not None else (0, 0)
