@@ -43,7 +43,6 @@ class Wire:
         self._config = config
         with contextlib.ExitStack() as held:
             self.identity = Identity.load_or_create(config.identity)
-            held.enter_context(identity.taken(config.identity))
             self.me = self.identity.peer
             self.certificate = None if config.plaintext else Certificate.make(time.time())
             self.sha256 = self.certificate.sha256 if self.certificate else None
@@ -60,6 +59,7 @@ class Wire:
             self.server, self.udp = self._bound()
             held.callback(self.udp.close)
             held.callback(self.server.stop, 0)
+            held.enter_context(identity.taken(config.identity))  # last: who starts a node twice hears of its port
             self.address = config.advertise or _address(config.host, self.server.port)
             self._held = held.pop_all()
 
