@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ class Shown:
     started: pb.Started = field(default_factory=pb.Started)
     finished: pb.Finished = field(default_factory=pb.Finished)
     text: str = ""
+    late: Counter[str] = field(default_factory=Counter)  # replies, by peer
 
 
 def stream(
@@ -34,7 +36,8 @@ def stream(
 ) -> Shown:
     """Writes the answer as it comes: its text, or its token ids (for a model without a tokenizer).
 
-    `tell` hears its notices.  `shown`: where to find what was printed if this raises.
+    `tell` hears its notices, those of late replies counted and at the end.  `shown`: where to find what was printed if
+    this raises.
     """
     shown = Shown() if shown is None else shown
     try:
@@ -49,15 +52,19 @@ def stream(
                     shown.text += text
                 case "finished":
                     shown.finished = event.finished
+                case "notice" if event.notice.late:
+                    shown.late[event.notice.peer_id] += 1
                 case "notice":
                     _tell_within(shown.text, event.notice, tell)
     except (ShoalError, KeyboardInterrupt):
         if shown.text and not shown.text.endswith("\n"):  # what is said of it begins on a line of its own
             sys.stdout.write("\n")
             sys.stdout.flush()
+        tell_late(shown.late, tell)
         raise
     sys.stdout.write("\n")
     sys.stdout.flush()
+    tell_late(shown.late, tell)
     return shown
 
 
@@ -73,9 +80,17 @@ def note(notice: pb.Notice) -> str:
     return f"note: {' '.join(notice.message.split())}"
 
 
+def tell_late(late: Counter[str], tell: Callable[[str], None]) -> None:
+    """A line for each peer whose replies were late: it is slow and has not failed, so nobody is told before the end."""
+    for peer, count in late.items():
+        times = "once" if count == 1 else f"{count} times"
+        tell(f"note: peer {peer[:8]} was late {times}, and other holders of its experts were asked too")
+
+
 def collect(events: Iterable[pb.GenerateEvent], tell: Callable[[str], None]) -> dict[str, Any]:
     """The whole answer as one JSON object; logprobs where they were asked for, notices where there are any."""
     started, finished, tokens, notices = pb.Started(), pb.Finished(), [], []
+    late: Counter[str] = Counter()
     for event in events:
         match event.WhichOneof("event"):
             case "started":
@@ -86,7 +101,11 @@ def collect(events: Iterable[pb.GenerateEvent], tell: Callable[[str], None]) -> 
                 finished = event.finished
             case "notice":
                 notices.append(_notice(event.notice))
-                tell(note(event.notice))
+                if event.notice.late:
+                    late[event.notice.peer_id] += 1
+                else:
+                    tell(note(event.notice))
+    tell_late(late, tell)
     answer = {
         "model": started.model_id,
         "prompt_tokens": started.prompt_tokens,
@@ -105,7 +124,13 @@ def collect(events: Iterable[pb.GenerateEvent], tell: Callable[[str], None]) -> 
 
 
 def _notice(notice: pb.Notice) -> dict[str, Any]:
-    return {"code": notice.code, "message": notice.message, "peer": notice.peer_id, "position": notice.position}
+    return {
+        "code": notice.code,
+        "message": notice.message,
+        "peer": notice.peer_id,
+        "position": notice.position,
+        "late": notice.late,
+    }
 
 
 def _logprobs(token: pb.Token) -> dict[str, Any]:

@@ -237,15 +237,17 @@ def run(
     given = {name: value for name, value in locals().items() if name not in ("config_file", "attached")}
     flags = {name: value for name, value in given.items() if value is not None and value is not False}
     with told(as_json=attached):
-        from node import config, log, progress
+        from node import config, holding, log, progress
+        from node.wire import Wire
         from shard.catalogue import Catalogue
 
         settings = config.load(flags, config_file)
-        Catalogue(settings.store).manifest(settings.model or None)  # what is not there is refused at once
+        # What can be refused without torch is refused at once.
+        holding.parse(settings.hold, Catalogue(settings.store).manifest(settings.model or None))
         log.configure(settings.log_level, settings.log_format)
-        with contextlib.ExitStack() as stack:
+        signal.signal(signal.SIGTERM, _end)
+        with Wire(settings) as wire, contextlib.ExitStack() as stack:
             report = stack.enter_context(progress.shown(log.get("progress").info))
-            signal.signal(signal.SIGTERM, _end)
             report(STARTING, 0, 0)
             from node import runtime
 
@@ -253,7 +255,7 @@ def run(
                 stack.close()
                 _say_ready(address, model_id, as_json=attached)
 
-            exit_code = runtime.serve(settings, ready, report, announce=not attached, until_stdin_closes=attached)
+            exit_code = runtime.serve(settings, wire, ready, report, announce=not attached, until_stdin_closes=attached)
         raise typer.Exit(exit_code)
 
 

@@ -21,8 +21,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from node import address, operator_files
 from node import network as networks
-from node import operator_files
 from protos.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -192,6 +192,16 @@ class Config(BaseSettings):
     @classmethod
     def _yes_or_no(cls, value: object) -> object:
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @field_validator("join")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for seed in value:
+                address.parse(seed)
+        except InvalidRequest as error:
+            raise ValueError(error.message) from None
+        return value
 
     @field_validator("network")
     @classmethod

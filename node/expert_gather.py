@@ -59,7 +59,7 @@ class Desk(Protocol):
 
     def stale(self, event: Replied) -> None: ...
 
-    def went_elsewhere(self, layer: int, peer: PeerId, error: ShoalError) -> None: ...
+    def went_elsewhere(self, layer: int, peer: PeerId, error: ShoalError, *, late: bool) -> None: ...
 
     def connect(self, peer: PeerId, now: float) -> None: ...
 
@@ -242,15 +242,15 @@ class Gather:
     def _late(self, call: Call, now: float) -> None:
         self._desk.late(call, now)
         error = Unavailable(f"the peer {call.peer[:8]} has not answered within {now - call.sent_at:.2f} s")
-        self._elsewhere(call.peer, self._calls[call], error)
+        self._elsewhere(call.peer, self._calls[call], error, late=True)
 
-    def _elsewhere(self, peer: PeerId, experts: list[int], error: ShoalError) -> None:
-        """Asks the next replicas, because this one did not answer."""
+    def _elsewhere(self, peer: PeerId, experts: list[int], error: ShoalError, *, late: bool = False) -> None:
+        """Asks the next replicas, because this one did not answer, or has not yet."""
         others = self._others(peer, experts, error)
         if others is None:
             return
         if others.calls:
-            self._desk.went_elsewhere(self._layer, peer, error)
+            self._desk.went_elsewhere(self._layer, peer, error, late=late)
         self._ask(others)
 
     def _others(self, peer: PeerId, experts: list[int], error: ShoalError) -> Assignment | None:

@@ -44,7 +44,8 @@ _CALLS, _PAIRS, _RETRIED, _STEPS = range(4)
 
 
 class ExpertPort:
-    """`on_notice` hears, in the computing thread, of the first call of a peer that went elsewhere, until it is well."""
+    """`on_notice` hears, in the computing thread, of the first call of a peer that went elsewhere because it was late,
+    and of the first one because it failed, until it is well."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class ExpertPort:
         self._addresses: dict[PeerId, str] = {}
         self._whole: dict[int, bool] = {}  # layers that were asked for: are all their experts here?
         self._refresh_at = 0.0
-        self._ill: set[PeerId] = set()  # of whom a notice was given
+        self._told: dict[PeerId, bool] = {}  # of whom a notice was given: only of being late?
         self._work: dict[tuple[int, PeerId], list[int]] = {}
 
     def __call__(self, layer: int, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -144,8 +145,8 @@ class ExpertPort:
         self._health.succeeded(call.peer, latency_s, call.pairs, time.monotonic())
         if call.is_late:
             self._refresh_at = 0.0
-        if self._ill:
-            self._ill.discard(call.peer)
+        if self._told:
+            self._told.pop(call.peer, None)
 
     def stale(self, event: Replied) -> None:
         """A reply that nobody waits for any more says that its peer answers again."""
@@ -161,15 +162,18 @@ class ExpertPort:
         self._health.late(call.peer, now)
         self._refresh_at = 0.0
 
-    def went_elsewhere(self, layer: int, peer: PeerId, error: ShoalError) -> None:
+    def went_elsewhere(self, layer: int, peer: PeerId, error: ShoalError, *, late: bool) -> None:
         self._of(layer, peer)[_RETRIED] += 1
-        if peer in self._ill:
+        only_late = self._told.get(peer)
+        if only_late is not None and (late or not only_late):
             return
-        self._ill.add(peer)
-        log.get("experts").warning("calls go to other replicas", peer=peer, layer=layer, error=str(error))
+        self._told[peer] = late
+        logger = log.get("experts")
+        say = logger.info if late else logger.warning
+        say("calls go to other replicas", peer=peer, layer=layer, error=str(error))
         if self.on_notice is not None:
-            message = f"peer {peer[:8]} does not compute its experts now, and others do: {error}"
-            self.on_notice(Notice(code=error.code, message=message, peer_id=peer))
+            message = f"what peer {peer[:8]} was to compute is asked of other holders: {error}"
+            self.on_notice(Notice(code=error.code, message=message, peer_id=peer, late=late))
 
     def _begin(self, layer: int) -> bool:
         whole = all(self._bank.holds(layer, expert) for expert in range(self._counts[layer]))

@@ -75,7 +75,7 @@ FAREWELL_S = 2.0
 JOIN_S = 2.0
 # What threads have told an answer and it has not looked at: pieces of one feed, failures, notices.
 INBOX_MAX = 256
-# Of one answer; a swarm that fails more often has no news for its client.
+# Of one answer and kind, late replies and failures; a swarm that has more of them has no news for its client.
 NOTICES_MAX = 64
 
 _REASONS: Final = {
@@ -188,7 +188,7 @@ class _Answer:
         self._planned: Event | None = None
         self._closing: list[Future[None]] = []
         self._notices: list[pb.Notice] = []  # for a client that has not had its Started
-        self._notices_left = NOTICES_MAX
+        self._notices_left = {False: NOTICES_MAX, True: NOTICES_MAX}  # by `late`
         self._started = False
         self._ended_as = ""
         self._clock = _Clock()
@@ -264,7 +264,7 @@ class _Answer:
             case StageFailed():
                 return self._failure(item)
             case StageNotice():
-                await self._notice(item.code, item.message, item.peer)
+                await self._notice(item.code, item.message, item.peer, late=item.late)
                 return None
             case StepFailed():
                 self._score(item.peer, item.error, opening=True)
@@ -340,12 +340,14 @@ class _Answer:
         for notice in self._notices:
             await self._tell(pb.GenerateEvent(notice=notice))
 
-    async def _notice(self, code: str, message: str, peer: PeerId | None) -> None:
-        log.get("door").warning("an answer goes on", session=self._id, code=code, error=message, peer=peer)
-        if self._notices_left == 0:
+    async def _notice(self, code: str, message: str, peer: PeerId | None, *, late: bool = False) -> None:
+        logger = log.get("door")
+        say = logger.info if late else logger.warning
+        say("an answer goes on", session=self._id, code=code, error=message, peer=peer)
+        if self._notices_left[late] == 0:
             return
-        self._notices_left -= 1
-        notice = pb.Notice(code=code, message=message, peer_id=peer or "", position=len(self._core.log))
+        self._notices_left[late] -= 1
+        notice = pb.Notice(code=code, message=message, peer_id=peer or "", position=len(self._core.log), late=late)
         if self._started:
             await self._tell(pb.GenerateEvent(notice=notice))
         else:

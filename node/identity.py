@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
@@ -24,6 +25,7 @@ from protos.limits import KEY_FILE_BYTES_MAX
 from protos.transcript import separated
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -80,6 +82,25 @@ class Identity:
         return self._key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
+
+
+@contextlib.contextmanager
+def taken(path: Path) -> Iterator[None]:
+    """While the block lasts, and at the longest as long as the process, no other process is the peer of this key file.
+
+    Raises InvalidRequest: one is it already.
+    """
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InvalidRequest(
+                f"another node runs with the key {path}, and two nodes cannot be one peer: end that one, or give this "
+                "one its own key with --identity"
+            ) from None
+        except OSError:  # a file system that knows no locks, such as some of a network's
+            pass
+        yield
 
 
 def peer_id(public_key: bytes) -> PeerId:

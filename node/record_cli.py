@@ -96,6 +96,9 @@ def _show(found: Examined, *, as_json: bool) -> None:
         return
     for name, text in record_facts.lines(found):
         typer.echo(f"{name:<14}{text}")
+    if found.unsigned_bytes:
+        unsigned = f"{found.unsigned_bytes} bytes in it are no part of what is signed"
+        tell(f"note: {unsigned}; whoever passes it on leaves them out")
 
 
 def _read(path: Path) -> bytes:

@@ -24,24 +24,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """`problem`: why nobody would take it now; None: it holds.  `record`: None if nothing in it may be believed."""
+    """`problem`: why nobody would take it now; None: it holds.  `record`: None if nothing in it may be believed.
+
+    `network`: which it says it is of.  `unsigned_bytes`: of what came beside the signed `bytes`, and is worth nothing.
+    """
 
     envelope: Envelope
     network: Network
     record: Record | None
     problem: ShoalError | None
     bytes: int
+    unsigned_bytes: int
 
 
 def examine(data: bytes, now_ms: int, network: Network | None = None) -> Examined:
     """`network` None: whichever it says it is of.  Raises InvalidRecord for what is no record at all."""
     envelope = records.opened(data)
-    claimed = network or _claimed(envelope)
+    tried = network or _claimed(envelope)
+    stated = tried if tried.id == envelope.message.network else _stated(envelope)
+    size = len(envelope.signed)
     try:
-        record = records.verified(envelope, now_ms, claimed)
+        record = records.verified(envelope, now_ms, tried)
     except ShoalError as problem:
-        return Examined(envelope, claimed, None, problem, len(data))
-    return Examined(envelope, claimed, record, None, len(data))
+        return Examined(envelope, stated, None, problem, size, len(data) - size)
+    return Examined(envelope, stated, record, None, size, len(data) - size)
 
 
 def facts(found: Examined) -> dict[str, Any]:
@@ -53,6 +59,7 @@ def facts(found: Examined) -> dict[str, Any]:
         "valid": found.problem is None,
         "problem": None if found.problem is None else {"code": found.problem.code, "message": found.problem.message},
         "bytes": found.bytes,
+        "unsigned_bytes": found.unsigned_bytes,
         "sequence": message.sequence,
         "issued_at": _time(message.issued_at_ms),
         "expires_at": _time(message.expires_at_ms),
@@ -98,12 +105,18 @@ def lines(found: Examined) -> Iterator[tuple[str, str]]:
 
 
 def _claimed(envelope: Envelope) -> Network:
-    """By its grant, or else an open one: of most of those only the id is known."""
+    """The one that it is to be verified with: that of its grant, or else the one that it names."""
+    grant = envelope.message.grant
+    return operator_signed.network_of(grant) if grant else _stated(envelope)
+
+
+def _stated(envelope: Envelope) -> Network:
+    """Of most open ones only the id is known."""
     message = envelope.message
-    if message.grant:
-        return operator_signed.network_of(message.grant)
     default = open_network()
-    return default if message.network == default.id else Network(message.network, name=message.network.hex() or "none")
+    if message.network == default.id:
+        return default
+    return Network(message.network, name="" if message.grant else message.network.hex() or "none")
 
 
 def _granted_until(record: Record) -> str | None:

@@ -1,4 +1,4 @@
-"""The node's process: take the port, load, join, serve, and leave cleanly.
+"""The node's process: load, join, serve, and leave cleanly.
 
 Law: a signal ends running answers with a typed error, frees everything in reverse order, and the exit code says which
 signal it was; a second one does not wait.
@@ -11,38 +11,29 @@ import gc
 import os
 import signal
 import sys
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from coordinator.admission import Admission
-from coordinator.dispatch import Dispatch
-from coordinator.health import PeerHealth
 from coordinator.view import Load
-from node import log, model, operator_files, presence, status
+from node import log, model, presence, status
 from node import profile as profiles
 from node.bridge import Portal, in_thread
 from node.capacity import Capacity
-from node.certificate import Certificate
-from node.expert_port import ExpertPort
 from node.expert_service import ExpertService
 from node.gate import Gate
 from node.generate import Door
-from node.hello import Callers, caller_of
-from node.identity import Identity
+from node.hello import caller_of
 from node.inference_service import Clients, InferenceService, software_version
-from node.link import Links
 from node.peers import About, Peers, Places
 from node.peers_service import PeersService
-from node.server import Pools, Server
 from node.sizes import Sizes
 from node.stage_host import StageHost
 from node.stage_service import Lanes, StageServices
-from node.udp import Udp
 from protos import inference_pb2, stage_pb2
-from protos.errors import InvalidRequest, PortInUse, ShuttingDown
+from protos.errors import ShuttingDown
 from protos.ids import PeerId
 
 if TYPE_CHECKING:
@@ -52,35 +43,36 @@ if TYPE_CHECKING:
 
     from node.config import Config
     from node.contact import Status
-    from node.hello import Caller
     from node.model import Model, Progress
-    from node.network import Network
     from node.profile import Profile
-    from protos.manifest import Manifest
-    from shard.experts import ExpertBank
+    from node.wire import Wire
 
     Ready = Callable[[str, str], None]
 
 # CPython's default of 5 ms is how long a thread that wants to run may wait for one that computes in Python; it shows up
 # in every hop between the worker, trio and gRPC.
 SWITCH_INTERVAL_S = 0.0005
-# A free port for calls may be taken for datagrams, and the other way round.
-PORT_TRIES = 16
 # Answers that were told to end get so long to tell their clients.
 GRACE_S = 5.0
 
 
 def serve(
-    config: Config, ready: Ready, progress: Progress, *, announce: bool = True, until_stdin_closes: bool = False
+    config: Config,
+    wire: Wire,
+    ready: Ready,
+    progress: Progress,
+    *,
+    announce: bool = True,
+    until_stdin_closes: bool = False,
 ) -> int:
     """Runs the node until a signal; gives the exit code.  `ready` hears (address, model id) once it serves.
 
     `until_stdin_closes`: for a node that a command started for itself, so that it cannot outlive that command.
-    Raises what model.load does, PortInUse, and InvalidRequest for a key file that cannot be used.
+    Closes `wire`.  Raises what model.load does.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
-        return trio.run(_main, config, ready, progress, announce, until_stdin_closes)
+        return trio.run(_main, config, wire, ready, progress, announce, until_stdin_closes)
     except BaseExceptionGroup as group:
         raise _only(group) from None
 
@@ -91,13 +83,14 @@ def _only(group: BaseExceptionGroup) -> BaseException:
     return _only(first) if isinstance(first, BaseExceptionGroup) else first
 
 
-async def _main(config: Config, ready: Ready, progress: Progress, announce: bool, until_stdin_closes: bool) -> int:
+async def _main(
+    config: Config, wire: Wire, ready: Ready, progress: Progress, announce: bool, until_stdin_closes: bool
+) -> int:
     ended = _Ended()
     async with trio.open_nursery() as nursery:
         await nursery.start(_watch_signals, ended)
         if until_stdin_closes:
             nursery.start_soon(_watch_stdin, ended)
-        wire = await in_thread(partial(_Wire, config))
         try:
             served = None
             with ended.loading:
@@ -121,74 +114,10 @@ def _keep_for_good() -> None:
     gc.freeze()
 
 
-class _Wire:
-    """What a node has before it has a model: a key, a certificate, a port, and ways to other nodes."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self.identity = Identity.load_or_create(config.identity)
-        self.me = self.identity.peer
-        self.certificate = None if config.plaintext else Certificate.make(time.time())
-        self.sha256 = self.certificate.sha256 if self.certificate else None
-        self.callers = Callers(self.identity, self.sha256)
-        self.health = PeerHealth()
-        self.peers: Peers | None = None
-        self.experts: ExpertPort | None = None
-        self.pools = Pools(config)
-        self.admission = operator_files.admission(config.network, config.grant, self.me, time.time())
-        _check_revocations(config, self.admission.network)
-        self.links = Links(self.identity, plaintext=config.plaintext, known_only=self.admission.network.permissioned)
-        self.server, self.udp = self._bound()
-        self.address = config.advertise or _address(config.host, self.server.port)
-
-    def port(self, manifest: Manifest, bank: ExpertBank) -> ExpertPort:
-        """What the stage asks for experts."""
-        self.experts = ExpertPort(
-            manifest,
-            bank,
-            Dispatch(self.me, manifest.experts),
-            self.health,
-            self.links,
-            lambda: self._known().view(manifest.model_id),
-            me=self.me,
-            expert_wait_s=self._config.expert_wait_s,
-        )
-        return self.experts
-
-    def leave(self) -> None:
-        if self.experts is not None:
-            self.experts.close()
-
-    def close(self) -> None:
-        self.server.stop(0)
-        self.udp.close()
-        self.links.close()
-
-    def _bound(self) -> tuple[Server, Udp]:
-        """Calls and datagrams on one port number.  Raises PortInUse."""
-        for tries_left in reversed(range(1 if self._config.port else PORT_TRIES)):
-            udp = Udp(self._config.host, self._config.port)
-            try:
-                permit = self._permit
-                return Server(self._config, self.pools, self.callers, self.certificate, permit, udp.port), udp
-            except PortInUse:
-                udp.close()
-                if not tries_left:
-                    raise
-        raise AssertionError("the last try returned or raised")
-
-    def _permit(self, caller: Caller, method: str) -> None:
-        self._known().permit(caller, method)
-
-    def _known(self) -> Peers:
-        assert self.peers is not None, "calls are taken, and layers computed, once peers are known"
-        return self.peers
-
-
 class _Node:
     """What a node is once its model is loaded."""
 
-    def __init__(self, config: Config, wire: _Wire, served: Model) -> None:
+    def __init__(self, config: Config, wire: Wire, served: Model) -> None:
         self._config = config
         self._wire = wire
         self._served = served
@@ -297,7 +226,7 @@ class _Node:
         )
 
     def _notice(self, notice: inference_pb2.Notice) -> None:
-        self.host.notice(notice.code, notice.message, PeerId(notice.peer_id))
+        self.host.notice(notice.code, notice.message, PeerId(notice.peer_id), late=notice.late)
 
     def _kv_bytes(self) -> tuple[int, int]:
         return self._served.worker.kv_bytes if self._served.worker is not None else (0, 0)
@@ -353,22 +282,6 @@ def _contact(status: Status) -> inference_pb2.ContactStatus:
     )
 
 
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _profile(config: Config) -> Profile:
     profile = profiles.WAN if config.profile == "wan" else profiles.LAN
     return profiles.scaled(profile, config.probe_period_s) if config.probe_period_s else profile
-
-
-def _check_revocations(config: Config, network: Network) -> None:
-    """Raises InvalidRequest: what a person wants to be in force must not be missing in silence."""
-    if config.revocations is None:
-        return
-    if not network.permissioned:
-        raise InvalidRequest(
-            f"revocations is {config.revocations}, but network {network} is open and takes no grant back: leave it out"
-        )
-    if not config.revocations.expanduser().is_file():
-        raise InvalidRequest(f"there is no revocation list {config.revocations}: 'shoal network revoke' writes one")

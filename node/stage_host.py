@@ -223,12 +223,15 @@ class StageHost:
         """The door that read them is gone.  From any thread."""
         self._deliveries.end_reading(door, reader)
 
-    def notice(self, code: str, message: str, peer: PeerId) -> None:
-        """Tells the doors whose steps are being computed that something failed, and that they go on.  Any thread."""
+    def notice(self, code: str, message: str, peer: PeerId, *, late: bool = False) -> None:
+        """Tells the doors whose steps are being computed that something failed, or was `late`, and that they go on.
+
+        From any thread.
+        """
         with self._lock:
             places = [hosted.place for hosted in self._sessions.values() if hosted.running]
         for place in places:
-            self._tell(place, StageNotice(place.session, place.epoch, 0, code, message, peer))
+            self._tell(place, StageNotice(place.session, place.epoch, 0, code, message, peer, late=late))
 
     def sweep(self) -> None:
         """Frees the sessions of doors that are lost, and asks doors about sessions that get no steps."""

@@ -50,6 +50,7 @@ class StageNotice:
     code: str
     message: str
     peer: PeerId
+    late: bool = False  # and no failure
 
 
 Result: TypeAlias = StepResult | StageFailed | StageNotice
@@ -136,6 +137,7 @@ def result_message(result: Result, reply: pb.Reply.ValueType) -> pb.StepResult:
                     message=result.message[:ERROR_MESSAGE_CHARS_MAX],
                     peer_id=result.peer,
                     position=result.position,
+                    late=result.late,
                 )
             )
         case StepResult():
@@ -167,7 +169,8 @@ def read_result(message: pb.StepResult, manifest: Manifest) -> Result:
             notice = message.notice
             text = notice.message[:ERROR_MESSAGE_CHARS_MAX]
             peer = PeerId(notice.peer_id[:ID_CHARS_MAX])
-            return StageNotice(session, epoch, message.position, notice.code[:ID_CHARS_MAX], text, peer)
+            code = notice.code[:ID_CHARS_MAX]
+            return StageNotice(session, epoch, message.position, code, text, peer, late=notice.late)
         case "answer":
             return _read_answer(session, epoch, message.position, message.answer, manifest)
         case _:

@@ -6,6 +6,7 @@ dropped, as the network might drop it.  What is read has at most DATAGRAM_BYTES_
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -18,7 +19,7 @@ import trio
 
 from node import address as addresses
 from node.bridge import Inbox, in_thread
-from protos.errors import PortInUse, ShoalError
+from protos.errors import InvalidRequest, PortInUse, ShoalError
 from protos.limits import DATAGRAM_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ LOOKUPS_AT_ONCE_MAX: Final = 3
 NAMES_MAX: Final = 4096
 # Names that wait to be looked up.
 _WAITING_MAX: Final = 64
+_HOSTS: Final = "give one of its own with --host, or 0.0.0.0 for all; where others reach it from outside is --advertise"
 # Datagrams read before others get their turn.
 _READ_AT_ONCE: Final = 64
 
@@ -44,19 +46,16 @@ class Udp:
     """Bound from construction on."""
 
     def __init__(self, host: str, port: int) -> None:
-        """Raises PortInUse, when another program has this port number for datagrams."""
+        """Raises PortInUse, when another program has this port number for datagrams; InvalidRequest, when this machine
+        has no such address or keeps the port for the system."""
         self._family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.socket(self._family, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         try:
             self._socket.bind((host, port))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             self._socket.close()
-            reason = os.strerror(error.errno or 0)
-            raise PortInUse(
-                f"cannot take datagrams on {host} port {port} ({reason}): stop the process that holds the port, or "
-                "choose another with --port (0: any free one)"
-            ) from None
+            raise _refused(host, port, error) from None
         self.port: int = self._socket.getsockname()[1]
         self._names: dict[str, tuple[float, SocketAddress | None]] = {}
         self._names_lock = threading.Lock()  # of whoever adds one
@@ -161,3 +160,18 @@ class Udp:
         except (ShoalError, OSError):
             return None
         return places[0][4] if places else None
+
+
+def _refused(host: str, port: int, error: OSError | UnicodeError) -> ShoalError:
+    """Why a socket could not be bound there."""
+    if not isinstance(error, OSError) or isinstance(error, socket.gaierror):
+        return InvalidRequest(f"host is {host}, which is no name that can be looked up ({error}): {_HOSTS}")
+    reason = os.strerror(error.errno or 0)
+    if error.errno == errno.EADDRNOTAVAIL:
+        return InvalidRequest(f"host is {host}, which is no address of this machine ({reason}): {_HOSTS}")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return InvalidRequest(f"cannot take port {port} on {host} ({reason}): choose another with --port, above 1023")
+    return PortInUse(
+        f"cannot take datagrams on {host} port {port} ({reason}): stop the process that holds the port, or "
+        "choose another with --port (0: any free one)"
+    )

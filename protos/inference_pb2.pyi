@@ -305,6 +305,7 @@ class Notice(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     PEER_ID_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """the error that was met"""
     message: _builtins.str
@@ -313,6 +314,8 @@ class Notice(_message.Message):
     """the peer that failed; empty: none in particular"""
     position: _builtins.int
     """the length of the log then"""
+    late: _builtins.bool
+    """the peer has not failed: its reply was late, and others were asked for the same"""
     def __init__(
         self,
         *,
@@ -320,10 +323,11 @@ class Notice(_message.Message):
         message: _builtins.str = ...,
         peer_id: _builtins.str = ...,
         position: _builtins.int = ...,
+        late: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "peer_id", b"peer_id", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "late", b"late", "message", b"message", "peer_id", b"peer_id", "position", b"position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -145,12 +145,16 @@ class Outage:
                             told.times[-1] = time.perf_counter()
                     case "notice":
                         told.notices.append(event.notice)
-                        self._interject(paragraph, answer.note(event.notice), "yellow")
+                        if event.notice.late:
+                            told.shown.late[event.notice.peer_id] += 1
+                        else:
+                            self._interject(paragraph, answer.note(event.notice), "yellow")
                     case "finished":
                         told.shown.finished = event.finished
                     case "started":
                         told.shown.started = event.started
         paragraph.end_line()
+        answer.tell_late(told.shown.late, lambda line: self._interject(paragraph, line, "dim"))
         return told
 
     def _interject(self, paragraph: Paragraph, line: str, style: str) -> None:

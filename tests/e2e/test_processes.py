@@ -82,9 +82,10 @@ class Node:
 
     def __init__(self, home: Path, store: Path, *options: str) -> None:
         self.log = home / f"node-{time.monotonic_ns()}.log"
+        key = str(self.log.with_suffix(".key"))
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command("run", "--store", str(store), "--port", "0", *options),
+                command("run", "--store", str(store), "--port", "0", "--identity", key, *options),
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=environment(home),

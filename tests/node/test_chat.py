@@ -172,6 +172,24 @@ def test_on_a_terminal_a_notice_does_not_stand_in_the_middle_of_a_line(
     assert told == ["", "note: node abc is gone"]
 
 
+def test_late_replies_are_counted_and_said_after_the_answer(
+    chat: Chat, door: ToyDoor, told: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    door.script.between = {number: notice("it has not answered within 0.15 s", late=True) for number in (2, 3, 5)}
+    chat.ask("one")
+    assert told == ["note: peer pppppppp was late 3 times, and other holders of its experts were asked too"]
+    assert capsys.readouterr().out == f"{ANSWER}\n"
+
+
+def test_late_replies_are_said_of_an_answer_that_fails_too(chat: Chat, door: ToyDoor, told: list[str]) -> None:
+    door.script.between[1] = notice("it has not answered within 0.15 s", late=True)
+    door.script.fails = (2, DeadlineExceeded("too slow"))
+    with pytest.raises(DeadlineExceeded):
+        chat.ask("one")
+    assert told == ["note: peer pppppppp was late once, and other holders of its experts were asked too"]
+
+
 def test_an_answer_that_was_cut_off_says_so(chat: Chat, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     events = [
         pb.GenerateEvent(token=pb.Token(id=1, text="a")),

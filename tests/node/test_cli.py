@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import tiny
-from toy_node import answer, text_files
+from toy_node import answer, manifest, text_files
 from toy_server import Node
 from typer.testing import CliRunner
 
 from node import answer as answers
 from node import cli, nearby, presence
 from node.demo import build
+from node.identity import Identity, taken
 from protos import inference_pb2 as pb
 from protos.errors import PeerLost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from click.testing import Result
 
@@ -244,6 +246,8 @@ def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:
         (("run", "--host", "0.0.0.0"), 2, "which nobody can call: say advertise"),
         (("run", "--memory-limit", "lots"), 2, "memory_limit is 'lots'"),
         (("run",), 2, "holds no model"),
+        (("run", "--join", "nowhere"), 2, "join is"),
+        (("run", "--join", "a.example.org:port"), 2, "is no address of a node: give host:port"),
         (("show",), 2, "holds no model"),
         (("show", "--store", "no/such/store"), 2, "no/such/store does not exist"),
         (("show", "--store", cli.__file__), 2, "is no folder"),
@@ -257,6 +261,65 @@ def test_commands_that_cannot_work_say_so(arguments: tuple[str, ...], exit_code:
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert result.exit_code == exit_code
+
+
+@pytest.fixture
+def cannot_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store; whoever gets so far as to load what needs torch fails otherwise than by a typed error."""
+    models = tmp_path / "store" / "models"
+    models.mkdir(parents=True)
+    (models / f"{manifest().model_id}.json").write_bytes(manifest().to_bytes())
+    monkeypatch.setitem(sys.modules, "node.runtime", None)
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--hold", "experts:*"), "hold 'experts:*': give all,"),
+        (("--hold", "span:0-7"), "not within the 2 layers"),
+        (("--identity", "corrupt.key"), "holds no unencrypted Ed25519 key"),
+        (("--grant", "nowhere.grant"), "network shoal is open and wants none"),
+        (("--network", "ab" * 32), "wants a grant for this node"),
+        (("--network", "ab" * 32, "--grant", "nowhere.grant"), "there is no file nowhere.grant"),
+        (("--network", "ab" * 32, "--grant", "corrupt.key"), "is refused"),
+        (("--revocations", "nowhere.list"), "network shoal is open and takes no grant back"),
+        (("--host", "192.0.2.1"), "host is 192.0.2.1, which is no address of this machine"),
+    ],
+)
+def test_what_a_node_cannot_run_with_is_refused_before_anything_is_loaded(
+    cannot_load: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    Path("corrupt.key").write_text("?")
+    Path("corrupt.key").chmod(0o600)
+    result = shoal("run", "--store", str(cannot_load), "--port", "0", *arguments)
+    assert result.stderr.startswith("error: ")
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(cannot_load: Path, kind: int) -> None:
+    with socket.socket(type=kind) as taker:
+        taker.bind(("127.0.0.1", 0))
+        if kind == socket.SOCK_STREAM:
+            taker.listen()
+        port = taker.getsockname()[1]
+        result = shoal("run", "--store", str(cannot_load), "--port", str(port))
+    assert result.stderr.startswith("error: cannot ")
+    assert f"port {port}" in result.stderr
+    assert "choose another with --port" in result.stderr
+    assert result.exit_code == 3
+
+
+def test_a_second_node_with_the_key_of_one_that_runs_is_refused(cannot_load: Path, tmp_path: Path) -> None:
+    key = tmp_path / "node.key"
+    Identity.create().save(key)
+    with taken(key):
+        result = shoal("run", "--store", str(cannot_load), "--port", "0", "--identity", str(key))
+    assert result.stderr.startswith(f"error: another node runs with the key {key}")
+    assert result.exit_code == 2
 
 
 @pytest.mark.parametrize("store", ["taken/store", "taken", "/proc/store", "x" * 300])

@@ -8,6 +8,8 @@ import pytest
 from node import cli, config
 from protos.errors import InvalidRequest
 
+PEER = "a" * 52
+
 
 @pytest.fixture(autouse=True)
 def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +65,8 @@ def test_a_named_file_replaces_the_usual_ones(tmp_path: Path, monkeypatch: pytes
         ({"host": "10.0.0.2", "plaintext": True}, r"plaintext is for loopback only, and host is 10.0.0.2"),
         ({"hold": ""}, r"hold is empty"),
         ({"join": "a:1 " * 65}, r"join is "),
+        ({"join": "a:1 nowhere"}, r"join is .*'nowhere' is no address of a node: give host:port"),
+        ({"join": ["a:1#x"]}, r"join is .*names no peer behind its '#'"),
         ({"expert_streams_max": 0}, r"expert_streams_max is 0"),
         ({"model": "a" * 65}, r"model is"),
     ],
@@ -102,10 +106,10 @@ def test_every_way_to_say_loopback_is_taken(host: str) -> None:
 def test_lists_are_words_in_the_environment_and_lists_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SHOAL_JOIN", "a:1 b:2#PEER")
+    monkeypatch.setenv("SHOAL_JOIN", f"a:1 b:2#{PEER}")
     (tmp_path / "shoal.toml").write_text('hold = ["trunk:*", "experts:*/0,4"]\n')
     settings = config.load({"host": "0.0.0.0", "advertise": "here:7645"})
-    assert (settings.join, settings.hold) == (("a:1", "b:2#PEER"), ("trunk:*", "experts:*/0,4"))
+    assert (settings.join, settings.hold) == (("a:1", f"b:2#{PEER}"), ("trunk:*", "experts:*/0,4"))
 
 
 def test_a_misspelt_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ class Desk:
 
     def stale(self, event: Replied) -> None: ...
 
-    def went_elsewhere(self, layer: int, peer: PeerId, error: ShoalError) -> None:
+    def went_elsewhere(self, layer: int, peer: PeerId, error: ShoalError, *, late: bool) -> None:
         self.sent_elsewhere.append(peer)
 
     def connect(self, peer: PeerId, now: float) -> None: ...

@@ -17,7 +17,7 @@ from node.expert_port import LATE_DEADLINES_MAX
 from node.expert_streams import QUEUE_MAX, Call, Replied
 from protos import expert_pb2 as pb
 from protos import frame
-from protos.errors import ExpertsUnreachable, ShoalError, ShuttingDown
+from protos.errors import ExpertsUnreachable, PeerLost, ShoalError, ShuttingDown, Unavailable
 from protos.ids import PeerId
 from shard.experts import RowsLost
 
@@ -94,6 +94,7 @@ def test_a_peer_that_dies_in_the_middle_of_a_call_is_replaced_in_the_same_layer(
         assert shoal.retried(victim) == 1
         (notice,) = shoal.notices
         assert notice.peer_id == victim
+        assert not notice.late
         calls = shoal.calls(victim)
         for seed in range(20):
             shoal.check(2, seed)
@@ -135,11 +136,21 @@ def test_a_peer_that_never_answers_is_passed_by_and_not_asked_again_until_it_doe
         for seed in range(20):
             shoal.check(2, seed)
         assert shoal.calls(victim) == asked, "one unanswered call is all that it gets"
+        assert [(notice.peer_id, notice.late) for notice in shoal.notices] == [(victim, True)]
         holder.gate.set()  # its late answer is of an earlier layer: nothing is mixed up
         deadline = time.monotonic() + WAIT_S
         while shoal.calls(victim) == asked:
             assert time.monotonic() < deadline
             shoal.check(2, seed=3)
+
+
+def test_a_peer_that_was_late_and_then_fails_is_told_of_as_both(tiny: Tiny) -> None:
+    with Shoal(tiny, LOW, {"b": HIGH}) as shoal:
+        slow, broke = Unavailable("not yet"), PeerLost("the connection broke")
+        for error, late in ((slow, True), (slow, True), (broke, False), (broke, False), (slow, True)):
+            shoal.port.went_elsewhere(0, PeerId("b"), error, late=late)
+        assert [(notice.code, notice.late) for notice in shoal.notices] == [("unavailable", True), ("peer_lost", False)]
+        assert "asked of other holders" in shoal.notices[1].message
 
 
 def test_a_late_reply_counts_as_a_slow_one_and_not_for_all_the_time_that_its_peer_was_frozen(tiny: Tiny) -> None:

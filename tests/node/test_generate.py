@@ -299,11 +299,12 @@ def test_an_answer_remembers_so_many_notices_for_its_client_and_no_more_are_sent
         running = generate._Answer(at, request.read(by_ids(5), at.manifest, at.text), send)
         running._started = started
         for number in range(generate.NOTICES_MAX + 1):
-            await running._notice("peer_lost", f"peer {number} is gone", None)
+            for late in (False, True):
+                await running._notice("peer_lost", f"peer {number} is gone", None, late=late)
         return len(sent) + len(running._notices)
 
     for started in (False, True):
-        assert trio.run(partial(main, started=started)) == generate.NOTICES_MAX
+        assert trio.run(partial(main, started=started)) == 2 * generate.NOTICES_MAX, "late ones take no failure's place"
 
 
 def test_what_an_answer_is_told_and_does_not_look_at_has_a_limit() -> None:

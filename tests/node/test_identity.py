@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node.identity import Identity, peer_id, verify
+from node.identity import Identity, peer_id, taken, verify
 from protos.errors import InvalidRequest, InvalidSignature
 from protos.limits import KEY_FILE_BYTES_MAX, PUBLIC_KEY_BYTES, SIGNATURE_BYTES
 
-if TYPE_CHECKING:
-    from pathlib import Path
+CODE = Path(__file__).parents[2]
 
 
 def test_a_peer_id_is_base32_of_the_keys_sha256() -> None:
@@ -71,6 +73,40 @@ def test_two_that_make_a_key_at_once_get_the_same_one(tmp_path: Path) -> None:
         thread.join(10)
     assert len(got) == 8
     assert len(set(got)) == 1
+
+
+def test_a_key_is_one_processs_at_a_time_and_free_again_when_that_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "node.key"
+    Identity.create().save(path)
+    program = (
+        "import pathlib, sys; from node.identity import taken\n"
+        "with taken(pathlib.Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=CODE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(InvalidRequest, match=r"another node runs with the key .*--identity"), taken(path):
+            pass
+        Identity.load(path)  # whoever only looks at it may
+        other.kill()
+        other.wait()
+    for _ in range(2):
+        with taken(path):
+            pass
+
+
+def test_a_file_system_without_locks_keeps_no_node_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    path = tmp_path / "node.key"
+    Identity.create().save(path)
+    monkeypatch.setattr("node.identity.fcntl.flock", flock)
+    with taken(path):
+        pass
 
 
 def test_a_key_is_never_overwritten(tmp_path: Path) -> None:

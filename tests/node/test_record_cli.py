@@ -124,7 +124,28 @@ def test_a_record_of_another_network_than_was_asked_for_is_wrong(tmp_path: Path)
     path = kept(tmp_path, sign(record(network=open_network("lab").id), ME))
     assert shoal("verify", path).exit_code == 0
     assert shoal("verify", path, "--network", "lab").exit_code == 0
-    assert "of network" in shoal("verify", path, "--network", "shoal").stderr
+    wrong = shoal("verify", path, "--network", "shoal")
+    assert "of network" in wrong.stderr
+    assert str(open_network("lab").id.hex()) in wrong.stdout, "the record's own network, not the one asked for"
+    assert json.loads(shoal("verify", path, "--network", "shoal", "--json").stdout)["network"] != "shoal"
+    assert "lab (open)" in shoal("verify", path, "--network", "lab").stdout
+
+
+def test_the_network_that_a_record_names_is_shown_and_not_that_of_its_grant(tmp_path: Path) -> None:
+    path = kept(tmp_path, WRONG["wrong_network"]())
+    assert open_network("x").id.hex() in shoal("show", path).stdout
+
+
+@pytest.mark.parametrize("command", ["show", "verify"])
+def test_bytes_that_nobody_signed_are_said_to_be_no_part_of_a_record(tmp_path: Path, command: str) -> None:
+    signed = sign(record(), ME)
+    path = kept(tmp_path, signed + b"\x1a\x05hello")  # field 3, which no SignedRecord has
+    result = shoal(command, path)
+    assert result.exit_code == 0
+    assert f"{len(signed)} bytes" in result.stdout
+    assert "7 bytes in it are no part of what is signed; whoever passes it on leaves them out" in result.stderr
+    found = json.loads(shoal(command, path, "--json").stdout)
+    assert (found["bytes"], found["unsigned_bytes"]) == (len(signed), 7)
 
 
 @pytest.mark.parametrize("data", [b"?", b"", bytes(RECORD_BYTES_MAX + 1)])

@@ -330,9 +330,14 @@ def test_a_notice_goes_to_the_doors_whose_steps_are_computed(host: Host) -> None
     for session in (S, SessionId("idle")):
         host.host.open(opening(session))
     feed(host, step())
-    host.host.notice("peer_lost", "a replica is gone", NEXT)
-    (told,) = host.told
-    assert (type(told), told.session, told.code, told.peer) == (StageNotice, S, "peer_lost", NEXT)
+    for late in (False, True):
+        host.host.notice("peer_lost", "a replica is gone", NEXT, late=late)
+        told = host.told.pop()
+        came = read_result(result_message(told, pb.REPLY_TOKEN), host.host.manifest)
+        for each in (told, came):
+            assert isinstance(each, StageNotice)
+            assert (each.session, each.code, each.peer, each.late) == (S, "peer_lost", NEXT, late)
+    assert host.told == []
 
 
 def test_a_door_that_vanished_frees_its_sessions(host: Host) -> None:

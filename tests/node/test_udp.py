@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import trio.testing
 
 from node import udp
 from node.udp import LOOKUP_S, LOOKUP_S_MAX, LOOKUPS_AT_ONCE_MAX, NAMES_MAX, Udp
-from protos.errors import PortInUse
+from protos.errors import InvalidRequest, PortInUse
 from protos.limits import DATAGRAM_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -173,8 +174,29 @@ def test_what_the_system_does_not_take_is_dropped(one: Udp) -> None:
 def test_a_port_that_is_taken_is_a_typed_error(one: Udp) -> None:
     with pytest.raises(PortInUse, match=f"port {one.port}"):
         Udp("127.0.0.1", one.port)
-    with pytest.raises(PortInUse):
-        Udp("192.0.2.1", 0)  # an address that this machine does not have
+
+
+def test_an_address_that_is_not_this_machines_is_no_matter_of_its_port() -> None:
+    with pytest.raises(InvalidRequest, match=r"host is 192\.0\.2\.1, which is no address of this machine.*--host"):
+        Udp("192.0.2.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "host is h, which is no name .*--host"),
+        (UnicodeError("label too long"), "host is h, which is no name"),
+        (OSError(errno.EACCES, "Permission denied"), "cannot take port 80 on h .*--port, above 1023"),
+    ],
+)
+def test_why_nothing_can_be_bound_is_said(error: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unbound(socket.socket):
+        def bind(self, _: object) -> None:
+            raise error
+
+    monkeypatch.setattr("node.udp.socket.socket", Unbound)
+    with pytest.raises(InvalidRequest, match=says):
+        Udp("h", 80)
 
 
 def test_a_name_is_looked_up_in_the_background_and_sent_to_then(one: Udp, two: Udp, resolver: Resolver) -> None:

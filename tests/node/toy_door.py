@@ -32,8 +32,10 @@ def token(position: int, word: str) -> pb.GenerateEvent:
     return pb.GenerateEvent(token=pb.Token(id=sum(word.encode()), text=word, position=position))
 
 
-def notice(message: str) -> pb.GenerateEvent:
-    return pb.GenerateEvent(notice=pb.Notice(code="peer_lost", message=message, peer_id="p" * 52, position=1))
+def notice(message: str, *, late: bool = False) -> pb.GenerateEvent:
+    return pb.GenerateEvent(
+        notice=pb.Notice(code="peer_lost", message=message, peer_id="p" * 52, position=1, late=late)
+    )
 
 
 @dataclass
