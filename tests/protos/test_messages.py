@@ -131,8 +131,15 @@ REFUSED: list[tuple[Callable[[Any], None], Any, str]] = [
     (messages.check_open, opening(route=route((0, 1), (2, 1))), "from layer 2 to 1 where 2 is next"),
     (
         messages.check_open,
-        opening(route=route((0, 1), (2, 3), door=stage.Peer(peer_id="d"))),
-        "the door's address is empty",
+        opening(route=route((0, 1), (2, 3), door=stage.Peer())),
+        "the door's peer_id is empty",
+    ),
+    (
+        messages.check_open,
+        opening(
+            route=route((0, 1), (2, 3), door=stage.Peer(peer_id="d", address="a" * (limits.ADDRESS_CHARS_MAX + 1)))
+        ),
+        "the door's address",
     ),
     (messages.check_open, opening(route=route((0, 1), (2, 3), standby=stage.Peer())), "a standby's peer_id is empty"),
     (
