@@ -16,11 +16,10 @@ Laws
 
 from __future__ import annotations
 
-import enum
 import heapq
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from node.broadcasts import Broadcasts
 from node.census import EMPTY, Census
@@ -39,6 +38,8 @@ from node.claim import (
 )
 from node.member import Member, State
 from node.member_table import MemberTable
+from node.membership_effect import Answered, Changed, Effect, Forgotten, Refusal, Refused, Send, Sync
+from node.membership_event import Deaf, Doubt, Event, Greet, Leave, Received, RecordIssued, Synced, Tick
 from node.message import GOSSIP_ROOM_BYTES, TARGET_BYTES, Ack, Gossip, Message, Nack, Ping, PingRequest
 from node.profile import LAN, Profile
 from node.rates import Rates
@@ -49,147 +50,6 @@ from protos.limits import INCARNATION_MAX
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterable, Iterator
-
-
-class Refusal(enum.Enum):
-    """Why something was not taken."""
-
-    FULL = "the table has members_max members, and takes no stranger"
-    FORGED = "a signature does not fit"
-    STRANGER = "a message of a node that is no member"
-    BUSY = "relays_max probes are under way for others"
-
-
-# --- events -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed: handle it when `deadline` is reached.  Earlier or later is harmless."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A datagram whose signature fits `sender`, which was addressed to this node in this network."""
-
-    sender: PeerHash
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Synced:
-    """What a push-pull with `peer` brought, whichever side began it.  Records first: the driver leaves out claims of
-    peers whose records its routing table has refused, or does not have."""
-
-    peer: PeerHash
-    claims: tuple[Claim, ...] = ()
-    suspicions: tuple[Suspicion, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class RecordIssued:
-    """This node has a new record, with that (higher) sequence."""
-
-    sequence: int
-
-
-@dataclass(frozen=True, slots=True)
-class Leave:
-    """This node says good-bye.  From then on it probes nobody; when `deadline` is None, all has been said."""
-
-
-@dataclass(frozen=True, slots=True)
-class Forget:
-    """The record of `peer` has expired or was revoked: it is no member any more, whatever its state."""
-
-    peer: PeerHash
-
-
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """A call to `peer` failed: it is probed next, ahead of its turn.  What that probe comes to is all that counts."""
-
-    peer: PeerHash
-
-
-@dataclass(frozen=True, slots=True)
-class Greet:
-    """Ping `peer`, whom this node has not heard at its address.  An answer gives `Answered`; silence means nothing."""
-
-    peer: PeerHash
-
-
-@dataclass(frozen=True, slots=True)
-class Deaf:
-    """Whether no answer reaches this node, because nobody can call it.  Then its probes would say that all others are
-    dead: it probes and accuses nobody, and goes by what push-pulls bring."""
-
-    deaf: bool
-
-
-Event: TypeAlias = Tick | Received | Synced | RecordIssued | Leave | Forget | Doubt | Greet | Deaf
-
-
-# --- effects ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """A datagram, to the address in the record of `to`; without one it is dropped."""
-
-    to: PeerHash
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Sync:
-    """Do a push-pull with `peer`, and handle `Synced` with what it brings; if it fails, nothing.
-
-    A stranger has no record here: its address is where its datagram came from, or the effect is dropped.
-    """
-
-    peer: PeerHash
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """This node believes something else of `peer`.  `before` None: it is new.  `claim` is its newest one; a new claim
-    (a higher incarnation or sequence) is a change too, with `before` equal to `after`."""
-
-    peer: PeerHash
-    before: State | None
-    after: State
-    incarnation: int
-    claim: Claim
-
-
-@dataclass(frozen=True, slots=True)
-class Forgotten:
-    """`peer` is no member any more, and no tombstone."""
-
-    peer: PeerHash
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Something of `peer` (for FORGED: that `peer` sent) was not taken.  At most one for each event and reason."""
-
-    peer: PeerHash
-    reason: Refusal
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """`peer` answered this node's own ping: a round trip, as this node's driver saw it."""
-
-    peer: PeerHash
-    rtt_s: float
-
-
-Effect: TypeAlias = Send | Sync | Changed | Forgotten | Refused | Answered
-
-
-# --- the core -----------------------------------------------------------------------------------------------------
 
 
 class _Probe:

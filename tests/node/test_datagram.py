@@ -19,7 +19,8 @@ from node.broadcasts import Broadcasts
 from node.claim import Claim, Suspicion, encoded_bytes, peer_hash, sign_claim, sign_suspicion, verify_item
 from node.datagram import claim_message, parse_claim, parse_suspicion, suspicion_message
 from node.identity import Identity, verify
-from node.membership import Received, Send, Synced, Tick
+from node.membership_effect import Send
+from node.membership_event import Received, Synced, Tick
 from node.message import GOSSIP_ROOM_BYTES, TARGET_BYTES, Ack, Gossip, Message, Nack, Ping, PingRequest
 from protos import gossip_pb2 as pb
 from protos.errors import BrokenInvariant, InvalidDatagram, InvalidSignature, ShoalError, WrongNetwork, WrongPeer

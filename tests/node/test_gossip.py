@@ -36,7 +36,7 @@ from node.identity import Identity
 from node.load_report import LoadReport
 from node.load_report import sign as sign_load
 from node.member import State
-from node.membership import Forget, Greet, RecordIssued, Tick
+from node.membership_event import Forget, Greet, RecordIssued, Tick
 from node.message import Ack, Nack, Ping, PingRequest
 from node.message import Gossip as News
 from node.network import open_network, permissioned

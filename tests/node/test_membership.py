@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from toy_membership import (
@@ -25,29 +26,15 @@ from toy_membership import (
 
 from node.claim import Claim, Suspicion, sign_claim
 from node.member import State
-from node.membership import (
-    Answered,
-    Changed,
-    Deaf,
-    Doubt,
-    Forget,
-    Forgotten,
-    Greet,
-    Leave,
-    Membership,
-    Received,
-    RecordIssued,
-    Refusal,
-    Refused,
-    Send,
-    Sync,
-    Synced,
-    Tick,
-)
+from node.membership_effect import Answered, Changed, Forgotten, Refusal, Refused, Send, Sync
+from node.membership_event import Deaf, Doubt, Forget, Greet, Leave, Received, RecordIssued, Synced, Tick
 from node.message import Ack, Gossip, Nack, Ping, PingRequest
 from node.profile import LAN, MEMBERLIST_LAN, MEMBERLIST_WAN, PLAIN_SWIM, WAN
 from protos.errors import InvalidSignature
 from protos.limits import INCARNATION_MAX
+
+if TYPE_CHECKING:
+    from node.membership import Membership
 
 QUIET = replace(LAN, gossip_fanout=0, dead_probe_period_s=0.0, pause_s=0.0)
 

@@ -15,7 +15,7 @@ from node.claim import Claim, PeerHash, Suspicion, hash_of, sign_claim, sign_sus
 from node.gossip import Gossip
 from node.identity import Identity
 from node.link import Links
-from node.membership import Tick
+from node.membership_event import Tick
 from node.network import Network, open_network
 from node.profile import LAN, Profile
 from node.record import Held, Record

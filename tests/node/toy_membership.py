@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from node.census import EMPTY, Census
 from node.claim import Claim, PeerHash, Sign, Suspicion, peer_hash, sign_claim, sign_suspicion
-from node.membership import Effect, Event, Membership, Received, Send, Sync, Synced, Tick
+from node.membership import Membership
+from node.membership_effect import Effect, Send, Sync
+from node.membership_event import Event, Received, Synced, Tick
 from node.profile import LAN, Profile
 from protos.errors import InvalidSignature
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from node.member import Member, State
-from node.membership import Changed, Membership
+from node.membership import Membership
+from node.membership_effect import Changed
 from tests.sim import trials
 from tests.sim.run import Run
 from tests.sim.troubles import Crash, Evil, Leave, Malice, Pause, Split
