@@ -271,7 +271,7 @@ def test_whatever_membership_sends_can_be_written() -> None:
     node = core(0, incarnation=INCARNATION_MAX - 1)
     keys = [identity(seed) for seed in range(4, 60)]
     claims = tuple(Claim(who.public_key, INCARNATION_MAX, 1 << 63, False, bytes(64)) for who in keys)
-    node._verify = lambda *_: None
+    node._verified._verify = lambda *_: None
     node.handle(Synced(claims[0].peer, claims), 0.0)
     accused = tuple(Suspicion(claim.peer, INCARNATION_MAX, keys[0].public_key, bytes(64)) for claim in claims[1:])
     for start in range(0, 48, 8):

@@ -573,7 +573,7 @@ def test_a_crowd_of_accusers_counts_no_more_than_health_has_steps() -> None:
     for number in range(2, 40):
         node.handle(Received(peer(2), Gossip((suspicion(1, number, node.claim.incarnation),))), float(number))
         if number == 20:
-            node._change_health(-99)
+            node._health.change(-99)
     assert node.health == 0
     later = 40.0 + QUIET.accuser_gap_s
     node.handle(Received(peer(2), Gossip((suspicion(1, 2, node.claim.incarnation),))), later)
