@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from node.census import Census
 from node.claim import sign_claim
 from node.member import State
-from node.membership import Changed
+from node.membership_effect import Changed
 from tests.sim import dice
 from tests.sim.book import Book
 from tests.sim.host import NETWORK, Disk, Host, Offer

@@ -21,7 +21,7 @@ from bench.converged import Converged
 from bench.gossip import table
 from node.census import EMPTY
 from node.member import State
-from node.membership import Changed
+from node.membership_effect import Changed
 from node.profile import LAN
 from tests.sim.links import Cut, Quality
 from tests.sim.network import Watcher

@@ -25,25 +25,9 @@ from node.claims import Claims
 from node.greetings import GREETINGS_AT_ONCE_MAX, Greetings
 from node.link import connect
 from node.member import State
-from node.membership import (
-    Answered,
-    Changed,
-    Deaf,
-    Doubt,
-    Forget,
-    Forgotten,
-    Greet,
-    Leave,
-    Membership,
-    Received,
-    RecordIssued,
-    Refusal,
-    Refused,
-    Send,
-    Sync,
-    Synced,
-    Tick,
-)
+from node.membership import Membership
+from node.membership_effect import Answered, Changed, Forgotten, Refusal, Refused, Send, Sync
+from node.membership_event import Deaf, Doubt, Forget, Greet, Leave, Received, RecordIssued, Synced, Tick
 from node.profile import LAN, Profile
 from node.push_pull import PushPull
 from node.rates import Rates
@@ -59,7 +43,8 @@ if TYPE_CHECKING:
     from node.claim import Claim, PeerHash, Suspicion
     from node.identity import Identity
     from node.link import Link, Links
-    from node.membership import Effect, Event
+    from node.membership_effect import Effect
+    from node.membership_event import Event
     from node.roster import Roster
     from node.udp import Udp
     from protos.ids import PeerId

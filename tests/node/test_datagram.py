@@ -19,7 +19,8 @@ from node.broadcasts import Broadcasts
 from node.claim import Claim, Suspicion, encoded_bytes, peer_hash, sign_claim, sign_suspicion, verify_item
 from node.datagram import claim_message, parse_claim, parse_suspicion, suspicion_message
 from node.identity import Identity, verify
-from node.membership import Received, Send, Synced, Tick
+from node.membership_effect import Send
+from node.membership_event import Received, Synced, Tick
 from node.message import GOSSIP_ROOM_BYTES, TARGET_BYTES, Ack, Gossip, Message, Nack, Ping, PingRequest
 from protos import gossip_pb2 as pb
 from protos.errors import BrokenInvariant, InvalidDatagram, InvalidSignature, ShoalError, WrongNetwork, WrongPeer
@@ -270,7 +271,7 @@ def test_whatever_membership_sends_can_be_written() -> None:
     node = core(0, incarnation=INCARNATION_MAX - 1)
     keys = [identity(seed) for seed in range(4, 60)]
     claims = tuple(Claim(who.public_key, INCARNATION_MAX, 1 << 63, False, bytes(64)) for who in keys)
-    node._verify = lambda *_: None
+    node._verified._verify = lambda *_: None
     node.handle(Synced(claims[0].peer, claims), 0.0)
     accused = tuple(Suspicion(claim.peer, INCARNATION_MAX, keys[0].public_key, bytes(64)) for claim in claims[1:])
     for start in range(0, 48, 8):

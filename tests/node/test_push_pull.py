@@ -22,7 +22,7 @@ from node.identity import Identity
 from node.load_report import LoadReport
 from node.load_report import sign as sign_load
 from node.member import State
-from node.membership import Forget, Received
+from node.membership_event import Forget, Received
 from node.message import Gossip as News
 from node.network import open_network, permissioned
 from node.reconcile import DIGEST_BYTES, ENTRY_BYTES

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import trio
+import trio.testing
 
 from coordinator.health import PeerHealth
 from coordinator.view import Load
@@ -15,14 +16,14 @@ from node.claim import Claim, PeerHash, Suspicion, hash_of, sign_claim, sign_sus
 from node.gossip import Gossip
 from node.identity import Identity
 from node.link import Links
-from node.membership import Tick
+from node.membership_event import Tick
 from node.network import Network, open_network
 from node.profile import LAN, Profile
 from node.record import Held, Record
 from node.roster import About, Roster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from node.marks import Mark
     from node.message import Message
@@ -35,6 +36,7 @@ NOW = 1_800_000_000.0
 HOLDS = (Held(MODEL, True, range(2), True, False, {0: 0b101}),)
 QUIET = replace(LAN, gossip_fanout=0, dead_probe_period_s=0.0, pause_s=0.0)
 """Speaks only when it is spoken to, and never thinks that it stood still."""
+WAIT_S = 20.0
 
 
 class Clock:
@@ -215,3 +217,31 @@ def tick_until(one: One, until: float = math.inf, *, steps: int = 10_000) -> Non
         one.gossip.handle(Tick())
     if until < math.inf:
         one.clock.now = max(one.clock.now, until)
+
+
+def of(messages: Iterable[tuple[str, Message]], kind: type) -> list[tuple[str, Message]]:
+    return [(address, message) for address, message in messages if isinstance(message, kind)]
+
+
+def table(one: One) -> dict[bytes, object]:
+    return {member.claim.peer: member for member in one.gossip._core.members()}
+
+
+class Virtual(Clock):
+    """trio's clock, which the test lets jump."""
+
+    def __call__(self) -> float:
+        return NOW + trio.current_time() - self.begins
+
+    def __init__(self) -> None:
+        self.begins = trio.current_time()
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.0))
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    with trio.fail_after(WAIT_S):
+        while not holds():  # noqa: ASYNC110  (threads do it, and tell nobody)
+            await trio.sleep(0.001)

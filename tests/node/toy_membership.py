@@ -6,11 +6,15 @@ import hashlib
 import heapq
 import itertools
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from node.census import EMPTY, Census
 from node.claim import Claim, PeerHash, Sign, Suspicion, peer_hash, sign_claim, sign_suspicion
-from node.membership import Effect, Event, Membership, Received, Send, Sync, Synced, Tick
+from node.membership import Membership
+from node.membership_effect import Effect, Send, Sync
+from node.membership_event import Event, Received, Synced, Tick
+from node.message import Ack, Ping
 from node.profile import LAN, Profile
 from protos.errors import InvalidSignature
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
 NETWORK = b"n" * 32
 START = 1_800_000_000_000
+QUIET = replace(LAN, gossip_fanout=0, dead_probe_period_s=0.0, pause_s=0.0)
 
 
 def key(number: int) -> bytes:
@@ -137,3 +142,41 @@ class Shoal:
 
     def _later(self, who: PeerHash, event: Event) -> None:
         heapq.heappush(self._agenda, (self.now + 0.001, next(self._serial), who, event))
+
+
+def probe(node: Membership) -> tuple[float, Send]:
+    """Ticks until the node pings: when, and what."""
+    while True:
+        now = node.deadline
+        assert now is not None
+        pings = sent(node.handle(Tick(), now), Ping)
+        if pings:
+            return now, pings[0]
+
+
+def tick_until(node: Membership, until: float) -> list[object]:
+    effects: list[object] = []
+    while node.deadline is not None and node.deadline <= until:
+        effects += node.handle(Tick(), node.deadline)
+    return effects
+
+
+def answered_until(node: Membership, until: float) -> list[object]:
+    """Ticks, while all that is pinged answers at once."""
+    effects: list[object] = []
+    while node.deadline is not None and node.deadline <= until:
+        now = node.deadline
+        done = node.handle(Tick(), now)
+        for ping in sent(done, Ping):
+            done += node.handle(Received(ping.to, Ack(ping.message.nonce)), now)
+        effects += done
+    return effects
+
+
+def state(node: Membership, number: int) -> State | None:
+    member = node.member(peer(number))
+    return None if member is None else member.state
+
+
+def table(node: Membership) -> tuple[object, ...]:
+    return (node.claim, sorted(map(str, node.members())), sorted(map(str, node.suspicions())), node.health)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from node.census import EMPTY, Census
 from node.member import Member, State
-from node.membership import Changed, Leave, Membership, Received, RecordIssued, Send, Sync, Synced, Tick
+from node.membership import Membership
+from node.membership_effect import Changed, Send, Sync
+from node.membership_event import Leave, Received, RecordIssued, Synced, Tick
 from node.profile import LAN, Profile
 from tests.sim.book import Book, Page
 

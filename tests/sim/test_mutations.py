@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from node.member import Member, State
-from node.membership import Changed, Membership
+from node.membership import Membership
+from node.membership_effect import Changed
 from tests.sim import trials
 from tests.sim.run import Run
 from tests.sim.troubles import Crash, Evil, Leave, Malice, Pause, Split
@@ -34,9 +35,8 @@ class BelievesADeath(Membership):
 
     def _suspect(self, held: Member, suspicion: Suspicion, now: float) -> None:
         super()._suspect(held, suspicion, now)
-        timer = self._timers.get(suspicion.subject)
-        if timer is not None and suspicion.accuser != self._own:
-            self._bury(suspicion.subject, timer, now)
+        if suspicion.accuser != self._voice.peer:
+            self._bury(suspicion.subject, now)
 
 
 class RaisesAnother(Membership):
@@ -83,7 +83,7 @@ class TakesAFarewellForADeath(Membership):
 
     def _change(self, before: State | None, after: Member, now: float) -> None:
         state = State.DEAD if after.state == State.LEFT else after.state
-        self._notices[after.claim.peer] = self._accuse(after.claim)
+        self._suspicions.keep_notice(self._voice.accuse(after.claim))
         super()._change(before, Member(after.claim, state), now)
 
 
@@ -91,7 +91,7 @@ class GoesBackItself(Membership):
     __slots__ = ()
 
     def _raise_above(self, incarnation: int, now: float) -> None:
-        self._issue(incarnation - 1, self._claim.sequence, now)
+        self._issue(incarnation - 1, self._voice.claim.sequence, now)
 
 
 class PassesOnWhatItHears(Membership):
