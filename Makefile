@@ -48,8 +48,8 @@ families: $(STAMP)  ## Every family against transformers, token for token
 e2e: $(STAMP)  ## Real processes, a real store, the real command
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'e2e and not slow'
 
-namespaces: $(STAMP)  ## Nodes on one LAN, in network namespaces (needs Linux, root and iproute2, which it installs)
-	@command -v ip >/dev/null || test "$$(id -u)" != 0 || { apt-get update -qq && apt-get install -y -qq iproute2; } || true
+namespaces: $(STAMP)  ## Nodes on one LAN, in network namespaces (needs Linux, root, iproute2 and iptables, which it installs)
+	@{ command -v ip && command -v iptables; } >/dev/null || test "$$(id -u)" != 0 || { apt-get update -qq && apt-get install -y -qq iproute2 iptables; } || true
 	$(BIN)/python -m pytest -q -m namespaces tests/net
 
 sim: $(STAMP)  ## The virtual network: 200 seeds of mixed faults, or one in words (SEED=7)
