@@ -1,6 +1,6 @@
 # Everything that a bare clone needs: Python 3.11, pip and make.  `make help` lists the targets.
 #
-# CI's time in minutes, on 2 quiet cores: unit 3, end to end 7, families 2, simulation 1, namespaces 2, slow 8 to 15,
+# CI's time in minutes, on 2 quiet cores: unit 3, end to end 2, families 1, simulation 1, namespaces 1, slow 10,
 # containers 5 (8 where the engine must be installed).
 
 PYTHON ?= python3.11

@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
@@ -63,6 +63,7 @@ class Machine:
 
     name: str
     address: str
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list, compare=False)
 
     def start(
         self,
@@ -76,7 +77,7 @@ class Machine:
     ) -> subprocess.Popen[bytes]:
         """Its pid is the command's own.  It is killed with the thread that starts it, or with the block: start it from
         the tests' main thread."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["ip", "netns", "exec", self.name, *command],
             stdin=stdin,
             stdout=stdout,
@@ -85,6 +86,8 @@ class Machine:
             cwd=folder,
             preexec_fn=_end_with_parent,  # noqa: PLW1509  (one system call, no lock)
         )
+        self.started.append(process)
+        return process
 
     def run(self, *command: str) -> str:
         """Its stdout.  Raises CalledProcessError, TimeoutExpired."""
@@ -129,6 +132,9 @@ class Lan:
 
     def __exit__(self, *_: object) -> None:
         for machine in self.machines:
+            for process in machine.started:  # one that has just begun may not be in its namespace yet
+                if process.poll() is None:
+                    process.kill()
             _remove(machine.name)
         _remove(self._switch)
 
