@@ -92,13 +92,21 @@ class Deliveries:
         """What there is for a door that comes, until it has no session here, or comes anew."""
         with self._lock:
             pickup = self._pickups.setdefault(peer, Pickup())
-        return pickup.read(reader)
+        try:
+            yield from pickup.read(reader)
+        finally:
+            with self._lock:  # nothing stays of one that came for nothing
+                if peer not in self._doors and self._pickups.get(peer) is pickup and not pickup.is_read:
+                    del self._pickups[peer]
 
     def end_reading(self, peer: PeerId, reader: Reader) -> None:
         """The door is gone again, perhaps before it began to read."""
         with self._lock:
-            pickup = self._pickups.setdefault(peer, Pickup())
-        pickup.end(reader)
+            pickup = self._pickups.get(peer)
+            if pickup is None:
+                reader.is_over = True
+        if pickup is not None:
+            pickup.end(reader)
 
     def sweep(self) -> list[PeerId]:
         """Calls doors again whose stream has ended, and gives those that are lost."""

@@ -92,6 +92,7 @@ def test_a_door_that_comes_anew_takes_the_place_of_its_former_stream(swarm: Swar
     eventually(lambda: node.services.streams == 1)
     later.cancel()
     eventually(lambda: node.services.streams == 0)
+    eventually(lambda: node.host._deliveries._pickups == {})
     stranger.close()
 
 
