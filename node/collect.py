@@ -1,80 +1,83 @@
 """Collect: where nobody can call this node, its door goes to the stages of its routes for their results.
 
-Law: a peer whose stream of results ends or cannot be made has lost its stages, as if it had broken its own stream to
-this door; results count as if they had been delivered.  PROTOCOL.md, section 9.
+Law: a peer whose stream of results breaks or cannot be made has lost its stages, as if it had broken its own stream to
+this door; results count as if they had been delivered; no stream outlasts the answers that need it.  PROTOCOL.md,
+section 9.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
 from node import log
 from node.peer_streams import PeerStreams
-from node.stage_wire import read_epoch, read_result
-from node.stages import At
-from protos import stage_pb2 as pb
-from protos.errors import Fenced, ShoalError, UnknownSession
-from protos.ids import SessionId
+from node.stage_wire import read_result, refusal_message
+from protos.errors import ShoalError
 from protos.stage_pb2_grpc import StageStub
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     import grpc
 
-    from node.duplex import StreamCall
     from node.link import Links
     from node.mail import Mail
     from node.peer_streams import Method
-    from node.stages import Stages
-    from protos.ids import PeerId
+    from node.stages import At
+    from protos.ids import PeerId, SessionId
     from protos.manifest import Manifest
+    from protos.stage_pb2 import DeliverRefusal, StepResult
+
+# A door that refuses more than waits here says so of the next one: its stage asks again.
+REFUSALS_AHEAD_MAX = 256
 
 
 class Collect:
-    """`stages`: to close a session there that has no door here any more."""
-
-    def __init__(self, links: Links, manifest: Manifest, mail: Mail, stages: Stages) -> None:
+    def __init__(self, links: Links, manifest: Manifest, mail: Mail) -> None:
         self._manifest = manifest
         self._mail = mail
-        self._stages = stages
-        self._addresses: dict[PeerId, str] = {}
+        self._users: dict[PeerId, set[SessionId]] = {}
         self._lock = threading.Lock()
-        self._streams: PeerStreams[pb.ResultsRequest, pb.StepResult] = PeerStreams(
-            links, _results, self._came, self._ended, queue_max=1
+        self._streams: PeerStreams[DeliverRefusal, StepResult] = PeerStreams(
+            links, _results, self._came, self._ended, queue_max=REFUSALS_AHEAD_MAX
         )
 
-    def begin(self, at: At) -> None:
-        """Goes to that stage, unless this door is there.  The session's route must be in the mail already."""
+    def enter(self, session: SessionId, stages: Iterable[At]) -> None:
+        """Goes to these stages, unless this door is there.  The session's route must be in the mail already."""
+        for at in stages:
+            try:
+                with self._lock:
+                    self._users.setdefault(at.peer, set()).add(session)
+                    self._streams.to(at.peer, at.address)
+            except ShoalError as error:
+                self._mail.lost(at.peer, error)
+
+    def leave(self, session: SessionId) -> None:
+        """The answer is over."""
         with self._lock:
-            self._addresses[at.peer] = at.address
-        try:
-            self._streams.to(at.peer, at.address)
-        except ShoalError as error:
-            self._ended(at.peer, error)
+            for peer in [peer for peer, users in self._users.items() if session in users]:
+                self._users[peer].discard(session)
+                if not self._users[peer]:
+                    del self._users[peer]
+                    self._streams.drop(peer)
 
     def close(self, timeout_s: float) -> None:
         self._streams.close(timeout_s)
 
-    def _came(self, peer: PeerId, result: pb.StepResult) -> None:
+    def _came(self, peer: PeerId, result: StepResult) -> None:
         try:
             self._mail.take(peer, read_result(result, self._manifest))
-        except (UnknownSession, Fenced):
-            at = At(peer, self._addresses[peer])
-            self._stages.close(at, SessionId(result.session_id), read_epoch(result.epoch))
         except ShoalError as error:
-            log.get("door").warning("a result is refused", peer=peer, code=error.code, error=error.message)
+            with contextlib.suppress(ShoalError):
+                self._streams.send(peer, refusal_message(result, error))
 
     def _ended(self, peer: PeerId, error: ShoalError) -> None:
-        log.get("door").info("results of a stage come no more", peer=peer, code=error.code, error=error.message)
-        self._mail.lost(peer)
+        log.get("door").info("a stream of a stage's results has ended", peer=peer, code=error.code, error=error.message)
+        if not self._streams.alive(peer):  # or another answer has begun the next one, on which all goes on
+            self._mail.lost(peer, error)
 
 
-def _results(channel: grpc.Channel) -> Method[pb.ResultsRequest, pb.StepResult]:
-    def come(
-        _: Iterator[pb.ResultsRequest], /, *, metadata: tuple[tuple[str, str], ...] | None = None
-    ) -> StreamCall[pb.StepResult]:
-        return StageStub(channel).Results(pb.ResultsRequest(), metadata=metadata)
-
-    return come
+def _results(channel: grpc.Channel) -> Method[DeliverRefusal, StepResult]:
+    return StageStub(channel).Results

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 DOOR_LOST_S = 30.0
 # Above gRPC's 20 s for a connection that nothing answers: a stream of that age is a connection.
 SETTLED_S = 25.0
-# A door that came and has no session here is asked to leave after so long: it may come before its session.
-UNUSED_S = 60.0
 
 
 @dataclass(slots=True)
@@ -49,7 +47,6 @@ class Deliveries:
         self._now = now
         self._doors: dict[PeerId, _Door] = {}
         self._pickups: dict[PeerId, Pickup] = {}
-        self._unused_since: dict[PeerId, float] = {}  # pickups of doors without sessions
         self._lock = threading.Lock()
         self._streams: PeerStreams[StepResult, DeliverRefusal] = PeerStreams(
             links, _deliver, on_refusal, self._ended, queue_max=RESULTS_AHEAD_MAX
@@ -77,6 +74,7 @@ class Deliveries:
             door.sessions -= 1
             if door.sessions == 0:
                 del self._doors[peer]
+                self._drop_unused(peer)
 
     def send(self, peer: PeerId, address: str, make: Callable[[], StepResult]) -> None:
         """What cannot be sent is lost; the door finds out by its step's deadline, and asks."""
@@ -88,25 +86,20 @@ class Deliveries:
         except ShoalError as error:
             log.get("stage").warning("a result could not be sent", door=peer, code=error.code, error=str(error))
 
-    def read(self, peer: PeerId, reader: Reader) -> Iterator[StepResult]:
-        """What there is for a door that comes, until it has no session here, or comes anew."""
+    def come(self, peer: PeerId, reader: Reader) -> Iterator[StepResult]:
+        """A door comes: what there is for it, until `go`, or until it comes anew."""
         with self._lock:
             pickup = self._pickups.setdefault(peer, Pickup())
-        try:
-            yield from pickup.read(reader)
-        finally:
-            with self._lock:  # nothing stays of one that came for nothing
-                if peer not in self._doors and self._pickups.get(peer) is pickup and not pickup.is_read:
-                    del self._pickups[peer]
+            pickup.begin(reader)
+        return pickup.read(reader)
 
-    def end_reading(self, peer: PeerId, reader: Reader) -> None:
-        """The door is gone again, perhaps before it began to read."""
+    def go(self, peer: PeerId, reader: Reader) -> None:
+        """The door is gone again.  May be repeated."""
         with self._lock:
             pickup = self._pickups.get(peer)
-            if pickup is None:
-                reader.is_over = True
-        if pickup is not None:
-            pickup.end(reader)
+            if pickup is not None:
+                pickup.end(reader)
+            self._drop_unused(peer)
 
     def sweep(self) -> list[PeerId]:
         """Calls doors again whose stream has ended, and gives those that are lost."""
@@ -158,11 +151,12 @@ class Deliveries:
             for peer in self._streams.peers():
                 if peer not in self._doors:
                     self._streams.drop(peer)
-            now = self._now()
-            unused = {peer: self._unused_since.get(peer, now) for peer in self._pickups if peer not in self._doors}
-            self._unused_since = {peer: since for peer, since in unused.items() if now - since < UNUSED_S}
-            for peer in unused.keys() - self._unused_since.keys():
-                self._pickups.pop(peer).end()
+
+    def _drop_unused(self, peer: PeerId) -> None:
+        """Under the lock: a pickup stays while its door has a session here, or reads."""
+        pickup = self._pickups.get(peer)
+        if pickup is not None and peer not in self._doors and not pickup.is_read:
+            del self._pickups[peer]
 
     def _ended(self, peer: PeerId, error: ShoalError) -> None:
         with self._lock:

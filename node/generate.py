@@ -111,7 +111,7 @@ class Door:
         self.config = config
         self.mail = Mail()
         self.stages = Stages(host, links)
-        self.collect = Collect(links, manifest, self.mail, self.stages)
+        self.collect = Collect(links, manifest, self.mail)
         host.deliver_to(self.mail.deliver)
         self._answers: set[_Answer] = set()
         self._leaving: ShuttingDown | None = None
@@ -176,7 +176,7 @@ class _Answer:
         self._inbox: Inbox[Event | Result] = Inbox(INBOX_MAX)
         self._passage = Passage(
             self._id,
-            At(door.peers.me, door.peers.called_at),
+            lambda: At(door.peers.me, door.peers.called_at),
             ask.params,
             door.host,
             door.stages,
@@ -220,6 +220,7 @@ class _Answer:
             raise
         finally:
             self._door.mail.forget(self._id)
+            self._door.collect.leave(self._id)
             await self._close()
 
     async def _drive(self, event: Event) -> None:

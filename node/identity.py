@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import secrets
 import stat
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
 from cryptography.exceptions import InvalidSignature as NoMatch
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -84,13 +85,17 @@ class Identity:
         )
 
 
+# A network's file system that knows no locks, or none of a file that cannot be written.
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF})
+
+
 @contextlib.contextmanager
 def taken(path: Path) -> Iterator[None]:
     """While the block lasts, and at the longest as long as the process, no other process is the peer of this key file.
 
     Raises InvalidRequest: one is it already.
     """
-    with path.open("rb") as file:
+    with _opened(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -98,9 +103,18 @@ def taken(path: Path) -> Iterator[None]:
                 f"another node runs with the key {path}, and two nodes cannot be one peer: end that one, or give this "
                 "one its own key with --identity"
             ) from None
-        except OSError:  # a file system that knows no locks, such as some of a network's
-            pass
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise InvalidRequest(f"the key file {path} cannot be locked: {error.strerror}") from None
         yield
+
+
+def _opened(path: Path) -> BinaryIO:
+    """For writing where that may be: NFS locks no file that is open for reading alone."""
+    try:
+        return path.open("r+b")
+    except OSError:
+        return path.open("rb")
 
 
 def peer_id(public_key: bytes) -> PeerId:

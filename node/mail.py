@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from node.stage_wire import Result
     from protos.epoch import Epoch
+    from protos.errors import ShoalError
     from protos.ids import PeerId, SessionId
 
 
@@ -91,14 +92,13 @@ class Mail:
                 return
             del self._streams[peer]
         if lost:
-            self.lost(peer)
+            self.lost(peer, PeerLost("its stream of results has ended"))
 
-    def lost(self, peer: PeerId) -> None:
-        """The stages that a peer computes are lost: its results do not come any more."""
+    def lost(self, peer: PeerId, error: ShoalError) -> None:
+        """The stages that a peer computes are lost: for this reason its results do not come any more."""
         with self._lock:
             parted = [(session, box) for session, box in self._boxes.items() if peer in box.stages]
         for session, box in parted:
-            error = PeerLost("its stream of results has ended")
             assert box.epoch is not None, "stages and epoch are set together"
             box.put(StageFailed(session, box.epoch, 0, error, box.stages[peer]))
 

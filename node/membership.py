@@ -431,7 +431,7 @@ class Membership:
 
         Nor is there anything above the highest one: two that have signed it would contradict each other without end."""
         if self._voice.claim.incarnation >= INCARNATION_MAX:
-            return False
+            return suspicion.incarnation < INCARNATION_MAX
         if self._voice.left or suspicion.incarnation < self._voice.claim.incarnation:
             return True
         if self._detector.deaf or suspicion.incarnation > self._voice.claim.incarnation:

@@ -62,7 +62,7 @@ class Passage:
     def __init__(
         self,
         session: SessionId,
-        door: At,
+        door: Callable[[], At],
         params: SamplingParams,
         host: StageHost,
         stages: Stages,
@@ -70,7 +70,7 @@ class Passage:
         collect: Collect,
         post: Post,
     ) -> None:
-        """`door`: without address if nobody can call it."""
+        """`door`: where it is when a route is opened; without address if nobody can call it."""
         self.hops: tuple[At, ...] = ()
         self.remote: dict[PeerId, int] = {}  # the other nodes of the route, and which stages they are
         self._session = session
@@ -101,9 +101,9 @@ class Passage:
         self.hops = tuple(At(stage.peer, addresses[stage.peer]) for stage in effect.route.stages)
         self.remote = {at.peer: number for number, at in enumerate(self.hops) if not self._stages.is_here(at)}
         self._mail.route(self._session, effect.epoch, self.remote, len(self.hops) - 1)
-        if not self._door.address:
-            for number in self.remote.values():
-                self._collect.begin(self.hops[number])
+        door = self._door()
+        if not door.address:
+            self._collect.enter(self._session, [self.hops[number] for number in self.remote.values()])
         if not self._stages.is_here(self.hops[0]):
             first = self.hops[0]
             self._onward = Onward(self._session, effect.epoch, 0, first.peer, first.address, self._mail.deliver)
@@ -111,7 +111,7 @@ class Passage:
         for peer in set(self._entered) - {at.peer for at in self.hops}:
             gone = self._left[peer] = self._entered.pop(peer)
             self._stages.close(gone.at, self._session, effect.epoch, gone.future)
-        request = self._request(effect, addresses, log)
+        request = self._request(effect, _route_message(effect.route, addresses, door), log)
         _All(
             self.hops,
             [self._enter(number, at, request) for number, at in enumerate(self.hops)],
@@ -224,7 +224,7 @@ class Passage:
     ) -> Future[int]:
         return self._stages.open(at, request) if isinstance(error, UnknownSession) else raised
 
-    def _request(self, effect: OpenStages, addresses: dict[PeerId, str], log: Sequence[int]) -> pb.OpenRequest:
+    def _request(self, effect: OpenStages, route: pb.Route, log: Sequence[int]) -> pb.OpenRequest:
         return pb.OpenRequest(
             session_id=self._session,
             epoch=epoch_message(effect.epoch),
@@ -234,7 +234,7 @@ class Passage:
             generated_ids=log[self._prompt_length :],
             positions=effect.positions,
             resume_key_sha256=hashlib.sha256(self._resume_key).digest(),
-            route=_route_message(effect.route, addresses, self._door),
+            route=route,
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from node.duplex import Duplex, close_all
 from node.link import Lane
-from protos.errors import Overloaded, ShoalError, ShuttingDown, Unauthenticated
+from protos.errors import Overloaded, PeerLost, ShoalError, ShuttingDown, Unauthenticated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,6 +71,13 @@ class PeerStreams(Generic[Q, R]):
             if found is None or not found[1].alive:
                 found = self._streams[peer] = self._make(peer, address)
             return found[1]
+
+    def send(self, peer: PeerId, item: Q) -> None:
+        """On the stream that there is.  Raises PeerLost, Overloaded."""
+        found = self._streams.get(peer)
+        if found is None:
+            raise PeerLost(f"there is no stream to peer {peer[:8]}")
+        found[1].send(item)
 
     def alive(self, peer: PeerId) -> bool:
         found = self._streams.get(peer)

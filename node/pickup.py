@@ -24,7 +24,7 @@ RESULTS_AHEAD_MAX: Final = 2048
 
 @dataclass(slots=True, eq=False)
 class Reader:
-    """One coming of the door; `is_over` may be true before it began to read."""
+    """One coming of the door."""
 
     is_over: bool = False
 
@@ -49,18 +49,18 @@ class Pickup:
             self._waiting.append(make)
             self._changed.notify_all()
 
-    def read(self, reader: Reader) -> Iterator[StepResult]:
-        """What waits and what comes, until this reader's end, or until another one reads."""
+    def begin(self, reader: Reader) -> None:
+        """From now on it reads, and nobody else."""
         with self._changed:
             if self._reader is not None:
                 self._reader.is_over = True
             self._reader = reader
             self._changed.notify_all()
-        try:
-            while (make := self._next(reader)) is not None:
-                yield make()
-        finally:
-            self.end(reader)
+
+    def read(self, reader: Reader) -> Iterator[StepResult]:
+        """After `begin`: what waits and what comes, until its end."""
+        while (make := self._next(reader)) is not None:
+            yield make()
 
     def end(self, reader: Reader | None = None) -> None:
         """Ends this reader's reading; None: whoever reads."""

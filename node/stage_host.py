@@ -116,7 +116,7 @@ class StageHost:
         self._sessions: dict[SessionId, _Hosted] = {}
         self._lock = threading.Lock()
         self.onwards = Onwards(links)
-        self._deliveries = Deliveries(links, self._refused, now)
+        self._deliveries = Deliveries(links, self.refused, now)
         self._leaving = threading.Event()
         self._sweeper: threading.Thread | None = None  # while no other node was involved there is nothing to sweep
 
@@ -216,12 +216,12 @@ class StageHost:
             self.feed(step, message.reply, caller)
 
     def results(self, door: PeerId, reader: Reader) -> Iterator[pb.StepResult]:
-        """For a door that comes for them.  Blocks between them, until the reader is over; see `end_results`."""
-        return self._deliveries.read(door, reader)
+        """For a door that comes for them.  Blocks between them, until `end_results`."""
+        return self._deliveries.come(door, reader)
 
     def end_results(self, door: PeerId, reader: Reader) -> None:
         """The door that read them is gone.  From any thread."""
-        self._deliveries.end_reading(door, reader)
+        self._deliveries.go(door, reader)
 
     def notice(self, code: str, message: str, peer: PeerId, *, late: bool = False) -> None:
         """Tells the doors whose steps are being computed that something failed, or was `late`, and that they go on.
@@ -359,7 +359,7 @@ class StageHost:
         else:
             self._deliveries.send(door, address, partial(result_message, result, reply))
 
-    def _refused(self, door: PeerId, refusal: pb.DeliverRefusal) -> None:
+    def refused(self, door: PeerId, refusal: pb.DeliverRefusal) -> None:
         """A door does not know a session, or no longer: nobody else will close it."""
         error = messages.error(refusal.error)
         if not isinstance(error, UnknownSession | Fenced):

@@ -1,21 +1,21 @@
 """The services Stage and Door over gRPC: thin skins over the host of this node's stages and its door's mail.
 
 Law: streams hold threads of their own and are counted, the one too many is refused at once; a short call waits for the
-computing thread between two batches, and never for the network.  A stage and a door answer a stream only with refusals.
+computing thread between two batches, and never for the network.  Steps and results are answered only with refusals.
 """
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 
 from node.pickup import Reader
 from node.refusal import refusing
-from node.stage_wire import read_epoch, read_result
+from node.stage_wire import read_epoch, read_result, refusal_message
 from node.turnstile import Turnstile
 from protos import messages
 from protos import stage_pb2 as pb
@@ -91,9 +91,9 @@ class _Stream:
         self._method = method
         self.experimental_thread_pool = pool
 
-    def __call__(self, asked: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+    def __call__(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         with refusing(context, "stage"):
-            yield from self._method(asked, context)
+            yield from self._method(requests, context)
 
 
 class _Stage:
@@ -147,11 +147,24 @@ class _Stage:
                         refused=messages.failed(error),
                     )
 
-    def _results(self, _: pb.ResultsRequest, context: grpc.ServicerContext) -> Iterator[pb.StepResult]:
+    def _results(self, refusals: Iterator[pb.DeliverRefusal], context: grpc.ServicerContext) -> Iterator[pb.StepResult]:
         caller, reader = self._caller(context), Reader()
         with self._count.one(caller, "Results"):
-            if context.add_callback(partial(self._host.end_results, caller, reader)):
-                yield from self._host.results(caller, reader)
+            results = self._host.results(caller, reader)
+            try:
+                listening = threading.Thread(target=self._listen, args=(refusals, caller, reader), daemon=True)
+                listening.start()
+                yield from results
+            finally:
+                self._host.end_results(caller, reader)
+
+    def _listen(self, refusals: Iterator[pb.DeliverRefusal], door: PeerId, reader: Reader) -> None:
+        """In a thread of its own, since the stream's waits for results: until the door is gone, or has finished."""
+        try:
+            for refusal in _until_broken(refusals):
+                self._host.refused(door, refusal)
+        finally:
+            self._host.end_results(door, reader)
 
 
 class _Door:
@@ -181,12 +194,7 @@ class _Door:
                     try:
                         self._mail.take(caller, read_result(result, self._manifest))
                     except ShoalError as error:
-                        yield pb.DeliverRefusal(
-                            session_id=result.session_id[:ID_CHARS_MAX],
-                            epoch=result.epoch,
-                            position=result.position,
-                            error=messages.failed(error),
-                        )
+                        yield refusal_message(result, error)
                 finished = True
             except grpc.RpcError:  # that its other end is gone is an end like any other
                 pass

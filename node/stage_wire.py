@@ -71,6 +71,16 @@ def epoch_message(epoch: Epoch) -> pb.Epoch:
     return pb.Epoch(counter=epoch.counter, door=epoch.door)
 
 
+def refusal_message(result: pb.StepResult, error: ShoalError) -> pb.DeliverRefusal:
+    """A door's answer to a result that it does not take."""
+    return pb.DeliverRefusal(
+        session_id=result.session_id[:ID_CHARS_MAX],
+        epoch=result.epoch,
+        position=result.position,
+        error=messages.failed(error),
+    )
+
+
 def read_epoch(message: pb.Epoch) -> Epoch:
     return Epoch(message.counter, PeerId(message.door))
 

@@ -42,6 +42,7 @@ class Wire:
         used or is in use, an address that is not this machine's, a list that is not there."""
         self._config = config
         with contextlib.ExitStack() as held:
+            lock = held.enter_context(contextlib.ExitStack())  # of the key: taken last, given back last
             self.identity = Identity.load_or_create(config.identity)
             self.me = self.identity.peer
             self.certificate = None if config.plaintext else Certificate.make(time.time())
@@ -59,7 +60,7 @@ class Wire:
             self.server, self.udp = self._bound()
             held.callback(self.udp.close)
             held.callback(self.server.stop, 0)
-            held.enter_context(identity.taken(config.identity))  # last: who starts a node twice hears of its port
+            lock.enter_context(identity.taken(config.identity))  # who starts a node twice hears of its port first
             self.address = config.advertise or _address(config.host, self.server.port)
             self._held = held.pop_all()
 

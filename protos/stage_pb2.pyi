@@ -476,21 +476,6 @@ class DeliverRefusal(_message.Message):
 Global___DeliverRefusal: _TypeAlias = DeliverRefusal  # noqa: Y015
 
 @_typing.final
-class ResultsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ResultsRequest: _TypeAlias = ResultsRequest  # noqa: Y015
-
-@_typing.final
 class CloseRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

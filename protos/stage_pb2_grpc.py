@@ -59,9 +59,9 @@ class StageStub:
                 request_serializer=protos_dot_stage__pb2.TruncateRequest.SerializeToString,
                 response_deserializer=protos_dot_stage__pb2.TruncateReply.FromString,
                 _registered_method=True)
-        self.Results = channel.unary_stream(
+        self.Results = channel.stream_stream(
                 '/shoal.v1.Stage/Results',
-                request_serializer=protos_dot_stage__pb2.ResultsRequest.SerializeToString,
+                request_serializer=protos_dot_stage__pb2.DeliverRefusal.SerializeToString,
                 response_deserializer=protos_dot_stage__pb2.StepResult.FromString,
                 _registered_method=True)
 
@@ -104,8 +104,9 @@ class StageServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Results(self, request, context):
-        """A door that nobody can call comes for its results: one long stream for each door and stage.
+    def Results(self, request_iterator, context):
+        """Door.Deliver the other way round, for a door that nobody can call: it comes for its results, with one long stream
+        for each door and stage, and answers only what it refuses.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,9 +140,9 @@ def add_StageServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_stage__pb2.TruncateRequest.FromString,
                     response_serializer=protos_dot_stage__pb2.TruncateReply.SerializeToString,
             ),
-            'Results': grpc.unary_stream_rpc_method_handler(
+            'Results': grpc.stream_stream_rpc_method_handler(
                     servicer.Results,
-                    request_deserializer=protos_dot_stage__pb2.ResultsRequest.FromString,
+                    request_deserializer=protos_dot_stage__pb2.DeliverRefusal.FromString,
                     response_serializer=protos_dot_stage__pb2.StepResult.SerializeToString,
             ),
     }
@@ -291,7 +292,7 @@ class Stage:
             _registered_method=True)
 
     @staticmethod
-    def Results(request,
+    def Results(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -301,11 +302,11 @@ class Stage:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/shoal.v1.Stage/Results',
-            protos_dot_stage__pb2.ResultsRequest.SerializeToString,
+            protos_dot_stage__pb2.DeliverRefusal.SerializeToString,
             protos_dot_stage__pb2.StepResult.FromString,
             options,
             channel_credentials,

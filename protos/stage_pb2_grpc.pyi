@@ -44,8 +44,10 @@ class StageStub:
     """Compare-and-set: takes the session over for a new epoch, door and route."""
     Truncate: _grpc.UnaryUnaryMultiCallable[_stage_pb2.TruncateRequest, _stage_pb2.TruncateReply]
     """Forgets all positions from `position` on."""
-    Results: _grpc.UnaryStreamMultiCallable[_stage_pb2.ResultsRequest, _stage_pb2.StepResult]
-    """A door that nobody can call comes for its results: one long stream for each door and stage."""
+    Results: _grpc.StreamStreamMultiCallable[_stage_pb2.DeliverRefusal, _stage_pb2.StepResult]
+    """Door.Deliver the other way round, for a door that nobody can call: it comes for its results, with one long stream
+    for each door and stage, and answers only what it refuses.
+    """
 
 @_typing.type_check_only
 class StageAsyncStub(StageStub):
@@ -60,8 +62,10 @@ class StageAsyncStub(StageStub):
     """Compare-and-set: takes the session over for a new epoch, door and route."""
     Truncate: _aio.UnaryUnaryMultiCallable[_stage_pb2.TruncateRequest, _stage_pb2.TruncateReply]  # type: ignore[assignment]
     """Forgets all positions from `position` on."""
-    Results: _aio.UnaryStreamMultiCallable[_stage_pb2.ResultsRequest, _stage_pb2.StepResult]  # type: ignore[assignment]
-    """A door that nobody can call comes for its results: one long stream for each door and stage."""
+    Results: _aio.StreamStreamMultiCallable[_stage_pb2.DeliverRefusal, _stage_pb2.StepResult]  # type: ignore[assignment]
+    """Door.Deliver the other way round, for a door that nobody can call: it comes for its results, with one long stream
+    for each door and stage, and answers only what it refuses.
+    """
 
 class StageServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -107,10 +111,12 @@ class StageServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Results(
         self,
-        request: _stage_pb2.ResultsRequest,
+        request_iterator: _MaybeAsyncIterator[_stage_pb2.DeliverRefusal],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_stage_pb2.StepResult], _abc.AsyncIterator[_stage_pb2.StepResult]]:
-        """A door that nobody can call comes for its results: one long stream for each door and stage."""
+        """Door.Deliver the other way round, for a door that nobody can call: it comes for its results, with one long stream
+        for each door and stage, and answers only what it refuses.
+        """
 
 def add_StageServicer_to_server(servicer: StageServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

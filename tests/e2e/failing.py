@@ -35,10 +35,9 @@ def answer_while_a_peer_fails(swarm: Swarm, what: What, moment: Moment, ask: Cal
     for node in others:
         node.order(Deed(what, "prefill" if moment == "prefill" else "decode", after, str(claim)))
     retried = _retried(swarm)
-    failed: list[Node] = []
     try:
         answer = ask()
-        failed = [node for node in others if node.done]
+        failed = _failed(others)
         assert [len(node.done) for node in failed] == [1], "one peer was in use, and failed then"
         (victim,) = failed
         assert _retried(swarm)[victim.peer] > retried.get(victim.peer, 0), "the door counted that a call went elsewhere"
@@ -46,11 +45,15 @@ def answer_while_a_peer_fails(swarm: Swarm, what: What, moment: Moment, ask: Cal
     finally:
         for node in others:
             node.withdraw()
-        ended = [*failed, swarm[DOOR]]
+        ended = [*_failed(others), swarm[DOOR]]
         for node in ended:
             node.kill()
         swarm.restart(*ended)
     return [well, answer]
+
+
+def _failed(others: list[Node]) -> list[Node]:
+    return [node for node in others if node.done]
 
 
 def _calls(swarm: Swarm) -> dict[str, int]:

@@ -13,13 +13,16 @@ from toy_swarm import LAYERS, Swarm, ask, eventually, expected, ids, manifest, n
 from node import deliveries, pickup
 from node.pickup import Pickup, Reader
 from node.stages import At
+from protos import expert_pb2, peers_pb2, stage_pb2
 from protos import stage_pb2 as pb
 from protos.errors import Overloaded
+from protos.ids import SessionId
 from protos.stage_pb2_grpc import StageStub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+OTHER = SessionId("other")
 SPANS = [range(2), range(2, LAYERS)]
 
 
@@ -65,7 +68,7 @@ def test_a_session_of_a_door_that_never_comes_is_freed(swarm: Swarm, monkeypatch
     stranger.close()
 
 
-def test_a_session_that_its_door_has_forgotten_is_closed(swarm: Swarm) -> None:
+def test_a_stage_whose_result_is_refused_frees_the_session(swarm: Swarm) -> None:
     node, door = swarm.node(range(LAYERS)), swarm.node(called=False)
     request = opening(door=door.peer, model_id=manifest().model_id)
     request.route.CopyFrom(route(door.peer, ((node.peer, 0, LAYERS - 1),)))
@@ -73,20 +76,58 @@ def test_a_session_that_its_door_has_forgotten_is_closed(swarm: Swarm) -> None:
     door.links.to(node.peer, node.address).call(lambda channel: StageStub(channel).Open, request, timeout_s=5.0)
     step = pb.Step(session_id=S, epoch=request.epoch, until=3, token_ids=[1, 2, 3], reply=pb.REPLY_TOKEN)
     node.host.take(step, door.peer)
-    door.door.collect.begin(At(node.peer, node.address))
+    door.door.collect.enter(OTHER, [At(node.peer, node.address)])
     eventually(lambda: node.sessions == 0)
+
+
+def test_a_door_that_turns_out_uncallable_in_the_middle_of_an_answer_comes_for_the_rest(swarm: Swarm) -> None:
+    nodes = [swarm.node(span) for span in SPANS]
+    door = swarm.node()
+    spare = swarm.node(SPANS[1], known=False)
+
+    def on_token(count: int) -> None:
+        if count == 3:
+            door.known.called_at = ""
+            swarm.records[spare.peer] = record(spare, SPANS[1])
+            nodes[1].kill()
+        if count == 6:
+            read.extend(node.host._deliveries._pickups[door.peer].is_read for node in (nodes[0], spare))
+
+    read: list[bool] = []
+    events = trio.run(partial(ask, door.door, PROMPT, 8, on_token=on_token))
+    assert ids(events) == expected(PROMPT, 8)
+    assert read == [True, True]
+
+
+def test_no_stream_outlasts_the_answers_that_need_it_and_nothing_stays(swarm: Swarm) -> None:
+    node, door = swarm.node(range(LAYERS)), swarm.node(called=False)
+    there = [At(node.peer, node.address)]
+    for session in (S, OTHER):
+        door.door.collect.enter(session, there)
+    eventually(lambda: node.services.streams == 1)
+    door.door.collect.leave(S)
+    assert door.door.collect._streams.alive(node.peer)
+    door.door.collect.leave(OTHER)
+    eventually(lambda: node.services.streams == 0)
+    eventually(lambda: node.host._deliveries._pickups == {})
+
+
+def test_a_refused_stream_of_results_is_what_its_door_says_of_it(swarm: Swarm) -> None:
+    swarm.node(range(LAYERS), streams_max=1)
+    door = swarm.node(called=False, repair_wait_s=0.1)
+    with pytest.raises(Overloaded):  # the one stream that it takes is that of steps
+        trio.run(partial(ask, door.door, PROMPT, 8))
 
 
 def test_a_door_that_comes_anew_takes_the_place_of_its_former_stream(swarm: Swarm) -> None:
     node = swarm.node(range(LAYERS))
     stranger = Stranger(node)
-    me = stranger.identity.peer
 
     def come() -> Any:
-        return stranger.stage.Results(pb.ResultsRequest(), metadata=stranger.link.metadata())
+        return stranger.stream(stranger.stage.Results)
 
     former = come()
-    eventually(lambda: me in node.host._deliveries._pickups and node.host._deliveries._pickups[me].is_read)
+    eventually(lambda: len(node.host._deliveries._pickups) == 1)
     later = come()
     assert list(former) == []
     eventually(lambda: node.services.streams == 1)
@@ -94,6 +135,14 @@ def test_a_door_that_comes_anew_takes_the_place_of_its_former_stream(swarm: Swar
     eventually(lambda: node.services.streams == 0)
     eventually(lambda: node.host._deliveries._pickups == {})
     stranger.close()
+
+
+def test_every_stream_between_nodes_goes_both_ways_so_that_a_peer_that_is_put_out_is_cut_from_it() -> None:
+    """See node.server: streams in both directions are those of nodes."""
+    for file in (stage_pb2, expert_pb2, peers_pb2):
+        for service in file.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                assert method.client_streaming == method.server_streaming, method.full_name
 
 
 def result(position: int) -> pb.StepResult:
@@ -107,14 +156,20 @@ def test_results_that_wait_for_a_door_to_come_have_a_limit(monkeypatch: pytest.M
         waiting.put(partial(result, position))
     with pytest.raises(Overloaded):
         waiting.put(partial(result, 2))
-    reading = waiting.read(Reader())
+    reader = Reader()
+    waiting.begin(reader)
+    reading = waiting.read(reader)
     assert [next(reading).position for _ in range(2)] == [0, 1]
 
 
-def test_a_reader_that_is_gone_before_it_reads_takes_nothing() -> None:
-    waiting, gone = Pickup(), Reader()
+def test_only_the_latest_reader_reads_and_the_end_of_a_former_one_does_not_end_it() -> None:
+    waiting, former, latest = Pickup(), Reader(), Reader()
+    waiting.begin(former)
+    waiting.begin(latest)
     waiting.put(partial(result, 0))
-    waiting.end(gone)
-    assert list(waiting.read(gone)) == []
-    assert not waiting.is_read
-    assert next(waiting.read(Reader())).position == 0
+    waiting.end(former)
+    assert list(waiting.read(former)) == []
+    assert waiting.is_read
+    assert next(waiting.read(latest)).position == 0
+    waiting.end(latest)
+    assert list(waiting.read(latest)) == []

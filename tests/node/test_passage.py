@@ -74,8 +74,10 @@ class Answer:
         self.host = StageHost(Peer(peer_id=ME, address=me.address), model, self.worker, span, self.links)
         self.stages = Stages(self.host, self.links)
         mail = Mail()
-        collect = Collect(self.links, model, mail, self.stages)
-        self.passage = Passage(S, me, SamplingParams(), self.host, self.stages, mail, collect, self.posted.append)
+        collect = Collect(self.links, model, mail)
+        self.passage = Passage(
+            S, lambda: me, SamplingParams(), self.host, self.stages, mail, collect, self.posted.append
+        )
 
     def open(self, counter: int, *peers: PeerId) -> None:
         """A route of one stage, which is here, or of these peers'."""

@@ -365,7 +365,7 @@ def test_a_door_is_asked_about_a_session_that_gets_no_steps(host: Host, monkeypa
     host.host.sweep()
     assert [(message.session_id, message.notice.code) for message in sent] == [("theirs", "")]
     refusal = pb.DeliverRefusal(session_id="theirs", epoch=sent[0].epoch, error=messages.failed(UnknownSession("gone")))
-    host.host._refused(DOOR, refusal)
+    host.host.refused(DOOR, refusal)
     assert host.worker.closed == ["theirs"]
 
 
