@@ -1,8 +1,8 @@
 """Collect: where nobody can call this node, its door goes to the stages of its routes for their results.
 
 Law: a peer whose stream of results breaks or cannot be made has lost its stages, as if it had broken its own stream to
-this door; results count as if they had been delivered; no stream outlasts the answers that need it.  PROTOCOL.md,
-section 9.
+this door; results count as if they had been delivered; no stream outlasts the answers that need it by more than
+KEEP_S.  PROTOCOL.md, section 9.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from protos.manifest import Manifest
     from protos.stage_pb2 import DeliverRefusal, StepResult
 
-# A door that refuses more than waits here says so of the next one: its stage asks again.
+# What is refused beyond this is not told: its stage asks again.
 REFUSALS_AHEAD_MAX = 256
+# A stream is kept so long for the next answer: a stage takes few at a time, and short answers follow each other fast.
+KEEP_S = 5.0
 
 
 class Collect:
@@ -39,6 +41,7 @@ class Collect:
         self._manifest = manifest
         self._mail = mail
         self._users: dict[PeerId, set[SessionId]] = {}
+        self._kept: dict[PeerId, threading.Timer] = {}  # streams without users
         self._lock = threading.Lock()
         self._streams: PeerStreams[DeliverRefusal, StepResult] = PeerStreams(
             links, _results, self._came, self._ended, queue_max=REFUSALS_AHEAD_MAX
@@ -50,6 +53,8 @@ class Collect:
             try:
                 with self._lock:
                     self._users.setdefault(at.peer, set()).add(session)
+                    if (kept := self._kept.pop(at.peer, None)) is not None:
+                        kept.cancel()
                     self._streams.to(at.peer, at.address)
             except ShoalError as error:
                 self._mail.lost(at.peer, error)
@@ -61,10 +66,21 @@ class Collect:
                 self._users[peer].discard(session)
                 if not self._users[peer]:
                     del self._users[peer]
-                    self._streams.drop(peer)
+                    kept = self._kept[peer] = threading.Timer(KEEP_S, self._drop, (peer,))
+                    kept.start()
 
     def close(self, timeout_s: float) -> None:
+        with self._lock:
+            for kept in self._kept.values():
+                kept.cancel()
+            self._kept.clear()
         self._streams.close(timeout_s)
+
+    def _drop(self, peer: PeerId) -> None:
+        with self._lock:
+            if self._kept.get(peer) is threading.current_thread():  # or it is needed again since this began
+                del self._kept[peer]
+                self._streams.drop(peer)
 
     def _came(self, peer: PeerId, result: StepResult) -> None:
         try:

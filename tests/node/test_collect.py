@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from node.pickup import Pickup, Reader
 from node.stages import At
 from protos import expert_pb2, peers_pb2, stage_pb2
 from protos import stage_pb2 as pb
+from protos.epoch import Epoch
 from protos.errors import Overloaded
 from protos.ids import SessionId
 from protos.stage_pb2_grpc import StageStub
@@ -99,7 +101,17 @@ def test_a_door_that_turns_out_uncallable_in_the_middle_of_an_answer_comes_for_t
     assert read == [True, True]
 
 
-def test_no_stream_outlasts_the_answers_that_need_it_and_nothing_stays(swarm: Swarm) -> None:
+def test_answers_that_follow_each_other_share_one_stream(swarm: Swarm) -> None:
+    node, door = swarm.node(range(LAYERS)), swarm.node(called=False)
+    for _ in range(8):
+        assert ids(trio.run(partial(ask, door.door, PROMPT, 1))) == expected(PROMPT, 1)
+        assert node.services.streams <= 2  # steps, results
+
+
+def test_no_stream_outlasts_the_answers_that_need_it_and_nothing_stays(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.collect.KEEP_S", 0.0)
     node, door = swarm.node(range(LAYERS)), swarm.node(called=False)
     there = [At(node.peer, node.address)]
     for session in (S, OTHER):
@@ -112,11 +124,17 @@ def test_no_stream_outlasts_the_answers_that_need_it_and_nothing_stays(swarm: Sw
     eventually(lambda: node.host._deliveries._pickups == {})
 
 
-def test_a_refused_stream_of_results_is_what_its_door_says_of_it(swarm: Swarm) -> None:
-    swarm.node(range(LAYERS), streams_max=1)
-    door = swarm.node(called=False, repair_wait_s=0.1)
-    with pytest.raises(Overloaded):  # the one stream that it takes is that of steps
-        trio.run(partial(ask, door.door, PROMPT, 8))
+def test_a_refused_stream_of_results_is_told_as_what_it_is(swarm: Swarm) -> None:
+    node, door = swarm.node(range(LAYERS), streams_max=1), swarm.node(called=False)
+    stranger = Stranger(node)
+    stranger.stream(stranger.stage.Steps)
+    eventually(lambda: node.services.streams == 1)
+    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    door.door.mail.expect(S, told.put)
+    door.door.mail.route(S, Epoch(1, door.peer), {node.peer: 0}, 0)
+    door.door.collect.enter(S, [At(node.peer, node.address)])
+    assert isinstance(told.get(timeout=20.0).error, Overloaded)
+    stranger.close()
 
 
 def test_a_door_that_comes_anew_takes_the_place_of_its_former_stream(swarm: Swarm) -> None:
