@@ -74,7 +74,8 @@ class PeerStreams(Generic[Q, R]):
 
     def send(self, peer: PeerId, item: Q) -> None:
         """On the stream that there is.  Raises PeerLost, Overloaded."""
-        found = self._streams.get(peer)
+        with self._lock:  # or a reply that comes while `to` makes the stream could not be answered
+            found = self._streams.get(peer)
         if found is None:
             raise PeerLost(f"there is no stream to peer {peer[:8]}")
         found[1].send(item)

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from test_stage_service import PROMPT, S, Stranger, opening, route
+from toy_streams import WAIT_S, Links
 from toy_swarm import LAYERS, Swarm, ask, eventually, expected, ids, manifest, notices, record
 
-from node import deliveries, pickup
+from node import collect, deliveries, pickup
+from node.collect import Collect
+from node.mail import Mail
 from node.pickup import Pickup, Reader
 from node.stages import At
 from protos import expert_pb2, peers_pb2, stage_pb2
 from protos import stage_pb2 as pb
 from protos.epoch import Epoch
 from protos.errors import Overloaded
-from protos.ids import SessionId
+from protos.ids import PeerId, SessionId
 from protos.stage_pb2_grpc import StageStub
 
 if TYPE_CHECKING:
@@ -153,6 +156,37 @@ def test_a_door_that_comes_anew_takes_the_place_of_its_former_stream(swarm: Swar
     eventually(lambda: node.services.streams == 0)
     eventually(lambda: node.host._deliveries._pickups == {})
     stranger.close()
+
+
+class Laid:
+    """A stage's stream of results of a session that no door knows; it reads no refusal before the fifth."""
+
+    refused: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def __init__(self, refusals: Iterator[pb.DeliverRefusal], *, metadata: object = None) -> None:
+        self._refusals = refusals
+
+    def __iter__(self) -> Iterator[pb.StepResult]:
+        for position in range(5):
+            yield result(position)
+        for _ in range(2):
+            self.refused.put(next(self._refusals).position)
+        yield result(9)
+        for refusal in self._refusals:
+            self.refused.put(refusal.position)
+
+    def cancel(self) -> bool:
+        return True
+
+
+def test_refusals_that_wait_for_a_stage_have_a_limit_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "REFUSALS_AHEAD_MAX", 2)
+    monkeypatch.setattr(collect, "_results", lambda _: Laid)
+    links: Any = Links()
+    made = Collect(links, manifest(), Mail())
+    made.enter(S, [At(PeerId("stage"), "stage:1")])
+    assert [Laid.refused.get(timeout=WAIT_S) for _ in range(3)] == [0, 1, 9]
+    made.close(WAIT_S)
 
 
 def test_every_stream_between_nodes_goes_both_ways_so_that_a_peer_that_is_put_out_is_cut_from_it() -> None:
