@@ -167,6 +167,13 @@ def summary(shown: Shown) -> str:
     )
 
 
+def cut_off(shown: Shown) -> str:
+    """What to say of an answer that was not at its end; empty if it was."""
+    if shown.finished.reason != pb.Finished.LENGTH:
+        return ""
+    return f"(cut off after {shown.finished.generated} tokens; --max-tokens allows more)"
+
+
 def failure(error: ShoalError) -> dict[str, Any]:
     """An error as one JSON object."""
     return {"error": {"code": error.code, "message": error.message, "retry_after_s": error.retry_after_s}}

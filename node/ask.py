@@ -108,8 +108,10 @@ def _ids(text: str) -> list[int]:
         ) from None
 
 
-def show(message: pb.GenerateRequest, wanted: Wanted, tell: Callable[[str], None], *, as_json: bool) -> str:
-    """Prints the answer of such a node; gives a line on how it went, or nothing with `as_json`."""
+def show(
+    message: pb.GenerateRequest, wanted: Wanted, tell: Callable[[str], None], *, as_json: bool
+) -> answer.Shown | None:
+    """Prints the answer of such a node, and gives what was shown; with `as_json` nothing."""
     with nearby.connected(wanted, tell) as doors:
         info = doors.reach()
         message.model = info.model_id  # or another door could go on with another model
@@ -117,8 +119,8 @@ def show(message: pb.GenerateRequest, wanted: Wanted, tell: Callable[[str], None
         with contextlib.closing(doors.generate(message)) as events:
             if as_json:
                 answer.write_json(answer.collect(events, tell))
-                return ""
-            return answer.summary(answer.stream(events, tell, as_ids=not info.has_tokenizer))
+                return None
+            return answer.stream(events, tell, as_ids=not info.has_tokenizer)
 
 
 def _fit(message: pb.GenerateRequest, info: pb.InfoReply, tell: Callable[[str], None]) -> None:

@@ -97,7 +97,7 @@ def generate(
     """
     options = dict(locals())
     with told(as_json=as_json):
-        from node import ask
+        from node import answer, ask
 
         if not as_json and (logprobs is not None or prompt_logprobs):
             raise InvalidRequest("--logprobs and --prompt-logprobs are only printed with --json; add it")
@@ -105,8 +105,12 @@ def generate(
             prompt, token_ids, options, raw=raw, system=system, stop=stop or [], ignore_eos=ignore_eos
         )
         wanted = _wanted(node, identity, plaintext, model, store, config_file)
-        line = ask.show(message, wanted, tell, as_json=as_json)
-        if line and (stats or sys.stderr.isatty()):
+        shown = ask.show(message, wanted, tell, as_json=as_json)
+        if shown is None:
+            return
+        if stats or sys.stderr.isatty():
+            tell(answer.summary(shown))
+        elif max_tokens is None and (line := answer.cut_off(shown)):
             tell(line)
 
 

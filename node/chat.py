@@ -11,7 +11,6 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from node import answer
-from protos import inference_pb2 as pb
 from protos.errors import ContextTooLong, InvalidRequest, ShoalError, Unavailable
 from protos.limits import CHAT_MESSAGES_MAX
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from node.doors import Doors
+    from protos import inference_pb2 as pb
 
 PROMPT: Final = "> "
 HELP: Final = "/reset begins anew, /quit or Ctrl-D leaves, Ctrl-C stops an answer"
@@ -87,8 +87,8 @@ class Chat:
         self._remember(shown)
         if self._stats:
             self._tell(answer.summary(shown))
-        elif shown.finished.reason == pb.Finished.LENGTH:
-            self._tell(f"(cut off after {shown.finished.generated} tokens; --max-tokens allows more)")
+        elif line := answer.cut_off(shown):
+            self._tell(line)
 
     def reset(self) -> None:
         """Begins anew, with the system message."""

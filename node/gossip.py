@@ -395,7 +395,8 @@ class Gossip:
         logger = log.get("gossip")
         is_small = State.SUSPECT in (before, after) and after is not State.DEAD
         tell = logger.debug if is_small or (before is None and len(self._core) > TOLD_MAX) else logger.info
-        tell("a peer is " + after.name.lower(), peer=id_of(peer), before="" if before is None else before.name.lower())
+        was = "unknown" if before is None else before.name.lower()
+        tell("a peer is " + after.name.lower(), peer=id_of(peer), before=was)
 
     def _greet_some(self) -> None:
         """So that a newcomer's address counts soon, and need not wait for its turn to be probed."""

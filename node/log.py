@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 
 if TYPE_CHECKING:
-    from structlog.typing import FilteringBoundLogger, Processor
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+
+_PEERS = ("peer", "door")
+_SHORT = 8
 
 
 def configure(level: str = "info", form: Literal["console", "json"] = "console") -> None:
@@ -44,14 +48,22 @@ class _Stderr:
 
 def _processors(form: str) -> list[Processor]:
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    more: list[Processor] = []
     if form == "console":
         stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        more = [_shorten]
     return [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         stamp,
         structlog.processors.StackInfoRenderer(),
+        *more,
     ]
+
+
+def _shorten(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Peer ids as people see them everywhere."""
+    return {key: value[:_SHORT] if key in _PEERS else value for key, value in event.items()}
 
 
 def _renderer(form: str) -> Processor:

@@ -46,6 +46,8 @@ def whole(reply: pb.PeersReply, *, work: bool = False) -> RenderableType:
     parts: list[RenderableType] = [peers(reply)]
     if reply.unreached:
         parts += ["", Text(f"other nodes cannot call this one: {reply.unreached}", style="yellow")]
+    if failed := failures(reply):
+        parts += ["", *failed]
     if len(reply.peers) == 1:
         parts += ["", *_alone(reply)]
     if work and reply.work:
@@ -93,11 +95,11 @@ def peers(reply: pb.PeersReply) -> Table:
     for name in ("RTT", "trunk", "experts", "size", "queue", "heard"):
         table.add_column(name, justify="right", overflow="fold")
     if failed:
-        table.add_column("failed calls", overflow="fold")
+        table.add_column("failed", justify="right")
     for peer in sorted(reply.peers, key=lambda peer: (peer.state != "self", peer.address)):
         cells = [peer.peer_id[:SHORT], peer.address, peer.state, *([peer.zone] if zoned else [])]
         cells += [*([peer.island or "-"] if islands else []), *_figures(peer)]
-        table.add_row(*cells, *([_failures(peer)] if failed else []), style=_STYLES.get(peer.state))
+        table.add_row(*cells, *([str(peer.calls_failed or "")] if failed else []), style=_STYLES.get(peer.state))
     return table
 
 
@@ -123,10 +125,13 @@ def _age(age_s: float) -> str:
     return f"{age_s / 60:.0f} min" if age_s < 7200 else f"{age_s / 3600:.0f} h"
 
 
-def _failures(peer: pb.PeerStatus) -> str:
-    if not peer.calls_failed:
-        return ""
-    return f"{peer.calls_failed}, the last: {peer.last_error}" if peer.last_error else str(peer.calls_failed)
+def failures(reply: pb.PeersReply) -> list[RenderableType]:
+    """What the last failed call to each peer came to, a line each."""
+    return [
+        Text(f"the last call to {peer.peer_id[:SHORT]} that failed: {peer.last_error}", style="yellow")
+        for peer in reply.peers
+        if peer.last_error
+    ]
 
 
 def names(reply: pb.PeersReply) -> dict[str, str]:

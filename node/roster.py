@@ -247,7 +247,9 @@ class Roster:
             self._forget_all(gone)
             if self.me in gone:
                 self._tell_refused(GrantRevoked("the operator took this node's grant back"))
-            return gone
+        for peer in gone:
+            log.get("peers").info("a peer is put out: the operator took its grant back", peer=peer)
+        return gone
 
     @property
     def revocations(self) -> bytes:

@@ -65,6 +65,13 @@ def test_stats_are_on_stderr(node: Node) -> None:
     assert "ended by length" in result.stderr
 
 
+def test_an_answer_that_was_cut_off_says_so_where_nobody_asked_for_that_length(node: Node) -> None:
+    unasked = ask(node, "--token-ids", "5,6", "--ignore-eos")
+    assert "tokens; --max-tokens allows more)\n" in unasked.stderr
+    assert "cut off" not in ask(node, "--token-ids", "5,6").stderr  # it came to its end
+    assert "cut off" not in ask(node, "--token-ids", "5,6", "--max-tokens", "3").stderr
+
+
 def test_json_is_one_object_with_ids_text_and_timings(node: Node) -> None:
     result = ask(node, "--token-ids", "5,6", "--max-tokens", "3", "--json", "--logprobs", "1")
     reply = json.loads(result.stdout)

@@ -53,6 +53,16 @@ def test_zones_and_islands_are_shown_where_they_differ() -> None:
     assert "rack-7" in second
 
 
+def test_failed_calls_are_counted_in_the_line_and_the_last_is_told_below() -> None:
+    why = "peer_lost: the connection broke"
+    heading, first, second, _, last = printed(
+        peer_table.whole(reply(other(calls_failed=3, last_error=why)))
+    ).splitlines()
+    assert heading.split()[-1] == "failed"
+    assert (first.split()[-1], second.split()[-1]) == ("0", "3")  # the node's own queue
+    assert last == f"the last call to {OTHER[:8]} that failed: {why}"
+
+
 def test_a_node_that_is_alone_shows_where_it_looks() -> None:
     contact = pb.ContactStatus(
         address=f"h:3#{OTHER}", source="seed", state="waiting", peer_id=OTHER, why="peer_lost: gone", retry_s=2.4

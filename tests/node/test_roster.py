@@ -8,6 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from toy_gossip import ANOTHER, HOLDS, MODEL, NOW, Clock, One, Person
 
 from coordinator.islands import NEAR_S
@@ -507,7 +508,11 @@ def test_a_revocation_puts_a_peer_out_at_once_with_all_that_is_known_of_it(net: 
         learn(one, person, grant=net.grant(person.peer))
     forgotten: list[PeerId] = []
     one.roster.on_forgotten = forgotten.append
-    assert one.roster.merge_revocations(net.revoked(out.peer)) == [out.peer]
+    with structlog.testing.capture_logs() as said:
+        assert one.roster.merge_revocations(net.revoked(out.peer)) == [out.peer]
+    assert [(line["event"], line["peer"]) for line in said] == [
+        ("a peer is put out: the operator took its grant back", out.peer)
+    ]
     assert forgotten == [out.peer]
     assert set(one.roster.view(MODEL).records) == {one.peer, stays.peer}
     assert one.roster.tick() == (False, [out.peer])

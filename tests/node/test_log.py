@@ -1,0 +1,39 @@
+"""Logs: short ids for people, whole ones for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+import structlog
+
+from node import log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PEER = "abcdefgh" + "i" * 44
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
+def said(form: Literal["console", "json"], capsys: pytest.CaptureFixture[str]) -> str:
+    log.configure("info", form)
+    log.get("gossip").info("a peer is alive", peer=PEER)
+    return capsys.readouterr().err
+
+
+def test_people_see_short_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said("console", capsys)
+    assert "peer=abcdefgh " in text
+    assert PEER not in text
+
+
+def test_programs_get_whole_ids(capsys: pytest.CaptureFixture[str]) -> None:
+    assert json.loads(said("json", capsys))["peer"] == PEER
