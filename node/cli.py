@@ -303,10 +303,11 @@ def show(
 def keygen(
     out: Annotated[Path | None, option("FILE", "Make it here (default: where 'shoal run' looks for it).")] = None,
 ) -> None:
-    """Make a key, and print its peer id.
+    """Make a node's key, and print its peer id.
 
     A node's key is who it is. Nodes and clients make their own on first
-    use; make one beforehand to tell others its id (--clients, #PEER).
+    use; make one beforehand to tell others its id (a grant, #PEER).
+    A client's (for --clients) lies elsewhere: give it with --identity.
     A key is never overwritten.
 
     Examples:

@@ -1,8 +1,8 @@
 """Collect: where nobody can call this node, its door goes to the stages of its routes for their results.
 
 Law: a peer whose stream of results breaks or cannot be made has lost its stages, as if it had broken its own stream to
-this door; results count as if they had been delivered; no stream outlasts the answers that need it by more than
-KEEP_S.  PROTOCOL.md, section 9.
+this door; results count as if they had been delivered; a stream is finished KEEP_S after the last answer that needs
+it.  PROTOCOL.md, section 9.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from node import log
 from node.peer_streams import PeerStreams
 from node.stage_wire import read_result, refusal_message
-from protos.errors import ShoalError
+from protos.errors import PeerLost, ShoalError
 from protos.stage_pb2_grpc import StageStub
 
 if TYPE_CHECKING:
@@ -50,14 +50,20 @@ class Collect:
     def enter(self, session: SessionId, stages: Iterable[At]) -> None:
         """Goes to these stages, unless this door is there.  The session's route must be in the mail already."""
         for at in stages:
+            stranded: set[SessionId] = set()
             try:
                 with self._lock:
-                    self._users.setdefault(at.peer, set()).add(session)
+                    users = self._users.setdefault(at.peer, set())
+                    if not self._streams.alive(at.peer):
+                        stranded |= users - {session}  # by a stream that has just broken; the next one hides that
+                    users.add(session)
                     if (kept := self._kept.pop(at.peer, None)) is not None:
                         kept.cancel()
                     self._streams.to(at.peer, at.address)
             except ShoalError as error:
-                self._mail.lost(at.peer, error)
+                self._mail.lost(at.peer, error, {session})
+            if stranded:
+                self._mail.lost(at.peer, PeerLost("its stream of results has ended"), stranded)
 
     def leave(self, session: SessionId) -> None:
         """The answer is over."""
@@ -91,8 +97,9 @@ class Collect:
 
     def _ended(self, peer: PeerId, error: ShoalError) -> None:
         log.get("door").info("a stream of a stage's results has ended", peer=peer, code=error.code, error=error.message)
-        if not self._streams.alive(peer):  # or another answer has begun the next one, on which all goes on
-            self._mail.lost(peer, error)
+        with self._lock:  # or another answer has begun the next one, and told whose results were under way
+            lost = set() if self._streams.alive(peer) else set(self._users.get(peer, ()))
+        self._mail.lost(peer, error, lost)
 
 
 def _results(channel: grpc.Channel) -> Method[DeliverRefusal, StepResult]:

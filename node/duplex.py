@@ -25,6 +25,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 RETRY_AFTER_S = 0.1
+FINISH_S = 5.0
 
 
 class StreamCall(Protocol[R_co]):
@@ -65,6 +66,8 @@ class Duplex(Generic[Q, R]):
         self._call: StreamCall[R] | None = None
         self._reason: ShoalError | None = None  # why this side ended it
         self._broken = False  # and did not wait for the other
+        self._over = False
+        self._patience: threading.Timer | None = None  # with the other side, once this one has finished
         self._thread = threading.Thread(target=self._run, name=f"shoal-duplex {name}", daemon=True)
         self._thread.start()
 
@@ -92,11 +95,18 @@ class Duplex(Generic[Q, R]):
         self._break(ShuttingDown(f"the stream to {self._name} was closed on this side"))
 
     def finish(self) -> None:
-        """Sends what is queued and no more; the stream ends when the other side has taken note.  May be repeated."""
+        """Sends what is queued and no more; the stream ends when the other side has taken note, or FINISH_S later.
+
+        May be repeated.
+        """
         with self._lock:
             self._reason = self._reason or ShuttingDown(f"the stream to {self._name} was finished on this side")
             self._alive = False
             self._queue.put(_End())
+            if self._patience is None and not self._over:
+                self._patience = threading.Timer(FINISH_S, self.close)
+                self._patience.daemon = True
+                self._patience.start()
 
     def join(self, timeout_s: float) -> bool:
         """Waits until `on_end` has returned; False if that took too long."""
@@ -111,7 +121,10 @@ class Duplex(Generic[Q, R]):
             error = _bug(self._name, raised)
         with self._lock:
             self._alive = False
+            self._over = True
             self._queue.put(_End())
+            if self._patience is not None:
+                self._patience.cancel()
         self._on_end(self._reason or error)
 
     def _read(self) -> ShoalError:

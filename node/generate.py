@@ -299,7 +299,7 @@ class _Answer:
         error = failed.error
         if at.peer != self._door.peers.me:
             error = named(error, at.peer, at.address)
-            self._score(at.peer, error, opening=False)
+            self._score(at.peer, error, opening=failed.fetching or self._core.state is State.OPENING)
         return StepFailed(failed.epoch, error, failed.stage, at.peer)
 
     def _score(self, peer: PeerId | None, error: ShoalError, *, opening: bool) -> None:

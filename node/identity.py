@@ -86,7 +86,7 @@ class Identity:
 
 
 # A network's file system that knows no locks, or none of a file that cannot be written.
-_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF})
+_NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
 
 
 @contextlib.contextmanager

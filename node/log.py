@@ -63,7 +63,7 @@ def _processors(form: str) -> list[Processor]:
 
 def _shorten(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Peer ids as people see them everywhere."""
-    return {key: value[:_SHORT] if key in _PEERS else value for key, value in event.items()}
+    return {key: value[:_SHORT] if key in _PEERS and isinstance(value, str) else value for key, value in event.items()}
 
 
 def _renderer(form: str) -> Processor:

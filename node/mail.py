@@ -16,7 +16,7 @@ from protos.errors import InvalidRequest, PeerLost, PermissionDenied, UnknownSes
 from shard.stage import StepResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from node.stage_wire import Result
     from protos.epoch import Epoch
@@ -30,6 +30,7 @@ class _Box:
     epoch: Epoch | None = None
     stages: Mapping[PeerId, int] = field(default_factory=dict)  # remote ones, by peer
     last: int = 0
+    comes: bool = False  # its results are fetched, and not delivered
 
 
 class Mail:
@@ -43,12 +44,17 @@ class Mail:
         with self._lock:
             self._boxes[session] = _Box(put)
 
-    def route(self, session: SessionId, epoch: Epoch, stages: Mapping[PeerId, int], last: int) -> None:
-        """Which remote peers may speak for the session, as which stage, and which stage is the last one."""
+    def route(
+        self, session: SessionId, epoch: Epoch, stages: Mapping[PeerId, int], last: int, *, comes: bool = False
+    ) -> None:
+        """Which remote peers may speak for the session, as which stage, and which stage is the last one.
+
+        `comes`: this door fetches the session's results (node.collect).
+        """
         with self._lock:
             box = self._boxes.get(session)
             if box is not None:
-                box.epoch, box.stages, box.last = epoch, stages, last
+                box.epoch, box.stages, box.last, box.comes = epoch, stages, last, comes
 
     def forget(self, session: SessionId) -> None:
         with self._lock:
@@ -77,7 +83,7 @@ class Mail:
             box.put(result)
 
     def joined(self, peer: PeerId) -> None:
-        """A peer began a stream of results."""
+        """A peer began to deliver results."""
         with self._lock:
             self._streams[peer] += 1
 
@@ -92,15 +98,18 @@ class Mail:
                 return
             del self._streams[peer]
         if lost:
-            self.lost(peer, PeerLost("its stream of results has ended"))
+            with self._lock:
+                delivered = {session for session, box in self._boxes.items() if not box.comes}
+            self.lost(peer, PeerLost("its stream of results has ended"), delivered)
 
-    def lost(self, peer: PeerId, error: ShoalError) -> None:
-        """The stages that a peer computes are lost: for this reason its results do not come any more."""
+    def lost(self, peer: PeerId, error: ShoalError, sessions: Collection[SessionId]) -> None:
+        """What the peer computes of these sessions is lost: for this reason their results do not come any more."""
         with self._lock:
-            parted = [(session, box) for session, box in self._boxes.items() if peer in box.stages]
+            boxes = [(session, self._boxes[session]) for session in sessions if session in self._boxes]
+            parted = [(session, box) for session, box in boxes if peer in box.stages]
         for session, box in parted:
             assert box.epoch is not None, "stages and epoch are set together"
-            box.put(StageFailed(session, box.epoch, 0, error, box.stages[peer]))
+            box.put(StageFailed(session, box.epoch, 0, error, box.stages[peer], fetching=box.comes))
 
 
 def _check(result: Result, stage: int, last: int) -> None:

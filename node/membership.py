@@ -429,7 +429,9 @@ class Membership:
         partition each side thinks so of the other.  One of a higher incarnation is a lie, or of a past that its accuser
         shows beside it (a claim): it raises nothing, so that nobody can drive a node's incarnation up.
 
-        Nor is there anything above the highest one: two that have signed it would contradict each other without end."""
+        Of the highest one nothing is refuted, since there is none above it: two that have signed it would contradict
+        each other without end.  A lower one is answered with it.
+        """
         if self._voice.claim.incarnation >= INCARNATION_MAX:
             return suspicion.incarnation < INCARNATION_MAX
         if self._voice.left or suspicion.incarnation < self._voice.claim.incarnation:

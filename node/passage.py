@@ -100,9 +100,10 @@ class Passage:
         self._prompt_length = prompt_length
         self.hops = tuple(At(stage.peer, addresses[stage.peer]) for stage in effect.route.stages)
         self.remote = {at.peer: number for number, at in enumerate(self.hops) if not self._stages.is_here(at)}
-        self._mail.route(self._session, effect.epoch, self.remote, len(self.hops) - 1)
         door = self._door()
-        if not door.address:
+        comes = not door.address
+        self._mail.route(self._session, effect.epoch, self.remote, len(self.hops) - 1, comes=comes)
+        if comes:
             self._collect.enter(self._session, [self.hops[number] for number in self.remote.values()])
         if not self._stages.is_here(self.hops[0]):
             first = self.hops[0]

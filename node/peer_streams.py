@@ -60,6 +60,7 @@ class PeerStreams(Generic[Q, R]):
         self._queue_max = queue_max
         self._streams: dict[PeerId, tuple[int, Duplex[Q, R]]] = {}
         self._untold: set[int] = set()  # streams whose end is to be told when it comes
+        self._finishing: dict[int, Duplex[Q, R]] = {}  # dropped, and the other side has not taken note
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._closed = False
@@ -88,8 +89,9 @@ class PeerStreams(Generic[Q, R]):
         """Finishes the peer's stream, which nobody needs now: no loss, for either side; its end is not told."""
         with self._lock:
             found = self._streams.pop(peer, None)
-            if found is not None:
+            if found is not None and found[0] in self._untold:
                 self._untold.discard(found[0])
+                self._finishing[found[0]] = found[1]
         if found is not None:
             found[1].finish()
 
@@ -101,14 +103,14 @@ class PeerStreams(Generic[Q, R]):
         """Ends all streams, and waits for their threads."""
         with self._lock:
             self._closed = True
-            streams = [stream for _, stream in self._streams.values()]
+            streams = [*(stream for _, stream in self._streams.values()), *self._finishing.values()]
         close_all(streams, timeout_s)
 
     def _make(self, peer: PeerId, address: str) -> tuple[int, Duplex[Q, R]]:
         if self._closed:
             raise ShuttingDown("this node is shutting down and begins no streams")
         self._streams = {other: found for other, found in self._streams.items() if found[1].alive}
-        if len(self._streams) >= STREAMS_MAX:
+        if len(self._streams) + len(self._finishing) >= STREAMS_MAX:
             raise Overloaded(f"{STREAMS_MAX} streams to other nodes are open already", retry_after_s=1.0)
         number = next(self._numbers)
         self._untold.add(number)
@@ -132,5 +134,6 @@ class PeerStreams(Generic[Q, R]):
         with self._lock:
             is_untold = number in self._untold
             self._untold.discard(number)
+            self._finishing.pop(number, None)
         if is_untold:
             self._on_end(peer, error)

@@ -27,6 +27,8 @@ class Reader:
     """One coming of the door."""
 
     is_over: bool = False
+    failed: Exception | None = None
+    """What the door said wrong, which ended it."""
 
 
 class Pickup:

@@ -361,6 +361,9 @@ class StageHost:
 
     def refused(self, door: PeerId, refusal: pb.DeliverRefusal) -> None:
         """A door does not know a session, or no longer: nobody else will close it."""
+        hosted = self._sessions.get(SessionId(refusal.session_id))
+        if hosted is None or hosted.place.door != door:
+            return
         error = messages.error(refusal.error)
         if not isinstance(error, UnknownSession | Fenced):
             log.get("stage").warning("a door refused a result", door=door, code=error.code, error=str(error))

@@ -15,7 +15,7 @@ import grpc
 
 from node.pickup import Reader
 from node.refusal import refusing
-from node.stage_wire import read_epoch, read_result, refusal_message
+from node.stage_wire import read_epoch, read_result, refusal_message, short_epoch
 from node.turnstile import Turnstile
 from protos import messages
 from protos import stage_pb2 as pb
@@ -142,7 +142,7 @@ class _Stage:
                 except ShoalError as error:
                     yield pb.StepAck(
                         session_id=step.session_id[:ID_CHARS_MAX],
-                        epoch=step.epoch,
+                        epoch=short_epoch(step.epoch),
                         start=step.start,
                         refused=messages.failed(error),
                     )
@@ -155,6 +155,8 @@ class _Stage:
                 listening = threading.Thread(target=self._listen, args=(refusals, caller, reader), daemon=True)
                 listening.start()
                 yield from results
+                if reader.failed is not None:
+                    raise reader.failed
             finally:
                 self._host.end_results(caller, reader)
 
@@ -163,6 +165,8 @@ class _Stage:
         try:
             for refusal in _until_broken(refusals):
                 self._host.refused(door, refusal)
+        except Exception as error:  # noqa: BLE001  (the stream's own thread tells it)
+            reader.failed = error
         finally:
             self._host.end_results(door, reader)
 

@@ -38,6 +38,8 @@ class StageFailed:
     position: int
     error: ShoalError
     stage: int
+    fetching: bool = False
+    """Its results could not be had: what it computes may be well."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,10 +77,15 @@ def refusal_message(result: pb.StepResult, error: ShoalError) -> pb.DeliverRefus
     """A door's answer to a result that it does not take."""
     return pb.DeliverRefusal(
         session_id=result.session_id[:ID_CHARS_MAX],
-        epoch=result.epoch,
+        epoch=short_epoch(result.epoch),
         position=result.position,
         error=messages.failed(error),
     )
+
+
+def short_epoch(epoch: pb.Epoch) -> pb.Epoch:
+    """What a refusal names of an epoch that nobody has checked, so that it is short whatever was refused."""
+    return pb.Epoch(counter=epoch.counter, door=epoch.door[:ID_CHARS_MAX])
 
 
 def read_epoch(message: pb.Epoch) -> Epoch:

@@ -7,20 +7,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 import trio
 from test_stage_service import PROMPT, S, Stranger, opening, route
-from toy_streams import WAIT_S, Links
+from toy_streams import WAIT_S, Call, Links
 from toy_swarm import LAYERS, Swarm, ask, eventually, expected, ids, manifest, notices, record
 
 from node import collect, deliveries, pickup
 from node.collect import Collect
 from node.mail import Mail
 from node.pickup import Pickup, Reader
+from node.stage_wire import refusal_message
 from node.stages import At
 from protos import expert_pb2, peers_pb2, stage_pb2
 from protos import stage_pb2 as pb
 from protos.epoch import Epoch
-from protos.errors import Overloaded
+from protos.errors import InvalidRequest, Overloaded, PeerLost, UnknownSession
 from protos.ids import PeerId, SessionId
 from protos.stage_pb2_grpc import StageStub
 
@@ -106,9 +108,26 @@ def test_a_door_that_turns_out_uncallable_in_the_middle_of_an_answer_comes_for_t
 
 def test_answers_that_follow_each_other_share_one_stream(swarm: Swarm) -> None:
     node, door = swarm.node(range(LAYERS)), swarm.node(called=False)
+    streams = set()
     for _ in range(8):
         assert ids(trio.run(partial(ask, door.door, PROMPT, 1))) == expected(PROMPT, 1)
-        assert node.services.streams <= 2  # steps, results
+        streams.add(door.door.collect._streams._streams[node.peer][0])
+    assert len(streams) == 1
+
+
+def test_a_stage_that_has_no_room_for_results_is_not_held_to_have_failed(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, door = swarm.node(range(LAYERS), streams_max=1), swarm.node(called=False)
+    stranger = Stranger(node)
+    stranger.stream(stranger.stage.Steps)
+    eventually(lambda: node.services.streams == 1)
+    failed: list[Any] = []
+    monkeypatch.setattr(door.known, "failed", lambda *what: failed.append(what))
+    with pytest.raises(Overloaded):
+        trio.run(partial(ask, door.door, PROMPT, 4))
+    assert failed == []
+    stranger.close()
 
 
 def test_no_stream_outlasts_the_answers_that_need_it_and_nothing_stays(
@@ -158,6 +177,49 @@ def test_a_door_that_comes_anew_takes_the_place_of_its_former_stream(swarm: Swar
     stranger.close()
 
 
+def told(mail: Mail, session: SessionId, peer: PeerId, *, comes: bool) -> queue.SimpleQueue[Any]:
+    """Of such a session at this peer."""
+    said: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    mail.expect(session, said.put)
+    mail.route(session, Epoch(1, PeerId("door")), {peer: 0}, 0, comes=comes)
+    return said
+
+
+def test_one_way_of_results_that_breaks_is_no_loss_for_the_answers_that_use_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: object, **__: object) -> Any:
+        raise Overloaded("no room for streams")
+
+    monkeypatch.setattr(collect, "_results", lambda _: refused)
+    mail, stage, links = Mail(), PeerId("stage"), Links()
+    delivered, fetched = told(mail, S, stage, comes=False), told(mail, OTHER, stage, comes=True)
+    made = Collect(links, manifest(), mail)  # type: ignore[arg-type]
+    made.enter(OTHER, [At(stage, "stage:1")])
+    assert isinstance(fetched.get(timeout=WAIT_S).error, Overloaded)
+    assert delivered.empty()
+    mail.joined(stage)
+    mail.left(stage, lost=True)
+    assert isinstance(delivered.get(timeout=WAIT_S).error, PeerLost)
+    assert fetched.empty()
+    made.close(WAIT_S)
+
+
+def test_results_under_way_on_a_broken_stream_are_lost_also_where_the_next_answer_has_begun_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(collect, "_results", lambda _: Call)
+    mail, stage, links = Mail(), PeerId("stage"), Links()
+    first, second = told(mail, S, stage, comes=True), told(mail, OTHER, stage, comes=True)
+    made = Collect(links, manifest(), mail)  # type: ignore[arg-type]
+    made.enter(S, [At(stage, "stage:1")])
+    made._streams._streams[stage][1]._alive = False  # and its end is about to be told
+    made.enter(OTHER, [At(stage, "stage:1")])
+    assert isinstance(first.get(timeout=WAIT_S).error, PeerLost)
+    assert second.empty()
+    made.close(WAIT_S)
+
+
 class Laid:
     """A stage's stream of results of a session that no door knows; it reads no refusal before the fifth."""
 
@@ -187,6 +249,19 @@ def test_refusals_that_wait_for_a_stage_have_a_limit_and_nobody_waits(monkeypatc
     made.enter(S, [At(PeerId("stage"), "stage:1")])
     assert [Laid.refused.get(timeout=WAIT_S) for _ in range(3)] == [0, 1, 9]
     made.close(WAIT_S)
+
+
+def test_a_refusal_is_short_whatever_was_refused() -> None:
+    long = pb.StepResult(session_id="s" * 100_000, epoch=pb.Epoch(counter=1, door="d" * 100_000))
+    assert refusal_message(long, UnknownSession("s" * 100_000)).ByteSize() < 4096
+
+
+def test_who_refuses_results_of_a_session_that_is_not_its_own_is_not_heard(swarm: Swarm) -> None:
+    node = swarm.node(range(LAYERS))
+    refusal = refusal_message(pb.StepResult(session_id="nobody's"), InvalidRequest("no"))
+    with structlog.testing.capture_logs() as said:
+        node.host.refused(PeerId("stranger"), refusal)
+    assert said == []
 
 
 def test_every_stream_between_nodes_goes_both_ways_so_that_a_peer_that_is_put_out_is_cut_from_it() -> None:

@@ -23,9 +23,9 @@ def as_before() -> Iterator[None]:
     structlog.configure(**before)
 
 
-def said(form: Literal["console", "json"], capsys: pytest.CaptureFixture[str]) -> str:
+def said(form: Literal["console", "json"], capsys: pytest.CaptureFixture[str], peer: str | None = PEER) -> str:
     log.configure("info", form)
-    log.get("gossip").info("a peer is alive", peer=PEER)
+    log.get("gossip").info("a peer is alive", peer=peer)
     return capsys.readouterr().err
 
 
@@ -33,6 +33,10 @@ def test_people_see_short_ids(capsys: pytest.CaptureFixture[str]) -> None:
     text = said("console", capsys)
     assert "peer=abcdefgh " in text
     assert PEER not in text
+
+
+def test_a_line_about_nobody_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "peer=None" in said("console", capsys, None)
 
 
 def test_programs_get_whole_ids(capsys: pytest.CaptureFixture[str]) -> None:

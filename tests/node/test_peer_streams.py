@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from toy_streams import WAIT_S, Call, Links
 
-from node import peer_streams
+from node import duplex, peer_streams
 from node.peer_streams import PeerStreams
 from protos.errors import Overloaded, PeerLost, ShoalError, ShuttingDown
 from protos.ids import PeerId
@@ -19,12 +19,12 @@ PEER = PeerId("b")
 
 
 class Streams:
-    def __init__(self) -> None:
+    def __init__(self, call: type[Call] = Call) -> None:
         self.links = Links()
         self.ends: list[tuple[PeerId, ShoalError]] = []
         self.streams: PeerStreams[Any, Any] = PeerStreams(
             self.links,  # type: ignore[arg-type]
-            lambda _: Call,  # type: ignore[arg-type, return-value]
+            lambda _: call,  # type: ignore[arg-type, return-value]
             lambda *_: None,
             self._end,
             queue_max=4,
@@ -61,6 +61,40 @@ def test_nothing_is_kept_of_streams_that_are_over_however_they_ended(made: Strea
             assert stream.join(WAIT_S)
     assert [type(error) for _, error in made.ends] == [PeerLost] * 3
     assert made.streams._untold == set()
+
+
+class Stubborn(Call):
+    """It does not end when its requests do."""
+
+    def _take(self) -> None:
+        for _ in self._requests:
+            pass
+
+
+def test_a_stream_that_the_other_side_does_not_end_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplex, "FINISH_S", 0.0)
+    made = Streams(Stubborn)
+    stream = made.streams.to(PEER, "")
+    made.streams.drop(PEER)
+    assert stream.join(WAIT_S)
+    assert made.ends == []
+    assert made.streams._finishing == {}
+
+
+def test_streams_that_the_other_side_does_not_end_count_and_are_over_with_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(duplex, "FINISH_S", 60.0)
+    monkeypatch.setattr(peer_streams, "STREAMS_MAX", 2)
+    made = Streams(Stubborn)
+    streams = []
+    for _ in range(2):
+        streams.append(made.streams.to(PEER, ""))
+        made.streams.drop(PEER)
+    with pytest.raises(Overloaded, match="2 streams"):
+        made.streams.to(PEER, "")
+    made.streams.close(WAIT_S)
+    assert not any(stream._thread.is_alive() for stream in streams)
 
 
 def test_streams_to_other_nodes_have_a_limit_and_those_that_ended_do_not_count(

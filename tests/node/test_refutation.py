@@ -76,6 +76,14 @@ def test_two_that_have_signed_the_highest_incarnation_do_not_contradict_each_oth
     assert len([effect for _, _, effect in pair.effects if isinstance(effect, Send)]) < 100
 
 
+def test_an_accusation_of_less_than_the_highest_incarnation_is_answered_with_it() -> None:
+    node = core(1, census(4), profile=QUIET)
+    node.handle(Synced(peer(2), (claim(1, INCARNATION_MAX),)), 0.0)
+    [reply] = sent(node.handle(Received(peer(2), Gossip((suspicion(1, 3),))), 1.0), Gossip)
+    assert reply.message.gossip[0] == claim(1, INCARNATION_MAX)
+    assert node.handle(Received(peer(2), Gossip((suspicion(1, 3, INCARNATION_MAX),))), 2.0) == []
+
+
 def test_a_forged_accusation_is_not_refuted() -> None:
     node = core(1, census(4), profile=QUIET)
     effects = node.handle(Received(peer(2), Gossip((replace(suspicion(1, 2), signature=bytes(64)),))), 0.0)
