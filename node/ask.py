@@ -60,7 +60,10 @@ def request(
     if token_ids is not None:
         message.token_ids.ids.extend(_ids(token_ids))
     elif prompt is not None:
-        _say(message, sys.stdin.read() if prompt == "-" else prompt, raw, system)
+        text = sys.stdin.read() if prompt == "-" else prompt
+        if not text:
+            raise InvalidRequest("there is no prompt: stdin is empty")
+        _say(message, text, raw, system)
     messages.check_generate(message)
     return message
 

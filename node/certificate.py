@@ -84,7 +84,9 @@ def fetch(address: str, timeout_s: float) -> tuple[bytes, bytes]:
             f"what answers at {target.host_port} speaks no TLS: is it a node, and not one started with --plaintext?"
         ) from None
     except TimeoutError:
-        raise PeerLost(f"no node answers at {target.host_port} within {timeout_s:g} s: is one running there?") from None
+        raise PeerLost(
+            f"no node answers at {target.host_port} within {timeout_s:g} s: is one running there, and has it loaded?"
+        ) from None
     except OSError as error:
         raise PeerLost(
             f"no node answers at {target.host_port} ({error.strerror or error}): "

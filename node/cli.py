@@ -23,6 +23,8 @@ from node.usage import Commands
 from protos.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from node.progress import Report
 
 STARTING = "loading torch and transformers"
@@ -245,15 +247,14 @@ def run(
         # What can be refused without torch is refused at once.
         holding.parse(settings.hold, Catalogue(settings.store).manifest(settings.model or None))
         log.configure(settings.log_level, settings.log_format)
-        signal.signal(signal.SIGTERM, _end)
-        with Wire(settings) as wire, contextlib.ExitStack() as stack:
+        with _ended_by_sigterm(), Wire(settings) as wire, contextlib.ExitStack() as stack:
             report = stack.enter_context(progress.shown(log.get("progress").info))
             report(STARTING, 0, 0)
             from node import runtime
 
             def ready(address: str, model_id: str) -> None:
                 stack.close()
-                _say_ready(address, model_id, as_json=attached)
+                _say_ready(address, model_id, wire.server.port, as_json=attached)
 
             exit_code = runtime.serve(settings, wire, ready, report, announce=not attached, until_stdin_closes=attached)
         raise typer.Exit(exit_code)
@@ -364,18 +365,28 @@ def _build_random(out: Path, report: Report) -> Path:
     return build_random(out)
 
 
-def _end(number: int, frame: object) -> None:
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
     """Until the node itself listens to signals: the default would leave a half-drawn bar and no cursor."""
-    raise SystemExit(0)
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)  # or it would be raised where nobody takes it, when Python ends
 
 
-def _say_ready(address: str, model_id: str, *, as_json: bool) -> None:
+def _say_ready(address: str, model_id: str, port: int, *, as_json: bool) -> None:
     if as_json:
         from node import answer
 
         answer.write_json({"address": address, "model": model_id})
     else:
-        typer.echo(f"serving model {model_id[:12]} at {address}")
+        here = "" if address.endswith(f":{port}") else f" (on this machine: port {port})"
+        typer.echo(f"serving model {model_id[:12]} at {address}{here}")
 
 
 def _version() -> str:

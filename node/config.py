@@ -203,6 +203,16 @@ class Config(BaseSettings):
             raise ValueError(error.message) from None
         return value
 
+    @field_validator("clients")
+    @classmethod
+    def _are_clients(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for word in value:
+            if word not in ("loopback", "any") and not address.is_peer_id(word):
+                raise ValueError(
+                    f"{word!r:.80} is no client: give loopback, any, or a peer id (52 characters, of a to z and 2 to 7)"
+                )
+        return value
+
     @field_validator("network")
     @classmethod
     def _is_network(cls, value: str) -> str:

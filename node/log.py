@@ -48,7 +48,7 @@ class _Stderr:
 
 def _processors(form: str) -> list[Processor]:
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    more: list[Processor] = []
+    more: list[Processor] = [structlog.processors.format_exc_info]
     if form == "console":
         stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
         more = [_shorten]
@@ -68,5 +68,7 @@ def _shorten(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 def _renderer(form: str) -> Processor:
     if form == "console":
-        return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+        # The renderer's own choice shows the values of variables, and a prompt may be among them.
+        plain = structlog.dev.plain_traceback
+        return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=plain)
     return structlog.processors.JSONRenderer()

@@ -20,6 +20,8 @@ NAME: Final = "shoal"
 
 _NAME = re.compile(rf"[a-z0-9][a-z0-9-]{{0,{NAME_CHARS_MAX - 1}}}")
 _ID = re.compile(rf"[0-9a-f]{{{2 * NETWORK_ID_BYTES}}}")
+# Too long to be a word: whoever loses some digits of an id must not be in an open network without knowing.
+_PART_OF_ID = re.compile(r"[0-9a-f]{12,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ def parse(text: str) -> Network:
     """An open network's name, or a permissioned one's id: 64 hex digits.  Raises InvalidRequest."""
     if _ID.fullmatch(text):
         return Network(bytes.fromhex(text))
+    if _PART_OF_ID.fullmatch(text):
+        _refuse(text)
     return open_network(text)
 
 

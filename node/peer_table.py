@@ -45,7 +45,7 @@ def whole(reply: pb.PeersReply, *, work: bool = False) -> RenderableType:
     """All that there is to say, for people.  `work`: also where layers were computed."""
     parts: list[RenderableType] = [peers(reply)]
     if reply.unreached:
-        parts += ["", Text(f"other nodes cannot call this one: {reply.unreached}", style="yellow")]
+        parts += ["", Text(f"no other node counts on this one: {reply.unreached}", style="yellow")]
     if failed := failures(reply):
         parts += ["", *failed]
     if len(reply.peers) == 1:

@@ -127,8 +127,8 @@ class Peers:
 
     @property
     def unreached(self) -> str:
-        """Why no other node can call this one; empty: one can, or nobody has said."""
-        return self.gossip.reachable.refuted(time.monotonic()) or ""
+        """Why no other node can call this one, or takes it for one; empty: nothing speaks against it."""
+        return self.roster.refused or self.gossip.reachable.refuted(time.monotonic()) or ""
 
     def counts(self) -> Mapping[str, int]:
         """What gossip came to since the start: datagrams, bytes, push-pulls, and what was refused."""

@@ -63,6 +63,8 @@ def verify(
     """Check a signed record, and say exactly what is wrong with it.
 
     Exit code 0: any node of its network would take it now. 2: none would.
+    Whether the operator has taken its grant back is not in the record:
+    'shoal peers' at any node of the network shows who takes part.
 
     Examples:
 
@@ -73,6 +75,8 @@ def verify(
         found = _examined(_read(file), network)
         _show(found, as_json=as_json)
         if found.problem is None:
+            if not as_json:
+                tell("good: any node of its network takes it now, unless the operator has taken the grant back")
             return
         if as_json:  # which has said it
             from node import status

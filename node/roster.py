@@ -106,7 +106,7 @@ class Roster:
         self._report: tuple[float, bytes] | None = None
         self._held = tuple(held)
         self._offers = True
-        self._refused = ""
+        self._refused: ShoalError | None = None
         self._own = _unissued(identity.public_key, network, about, self._held, marks)
         self._issuer = Issuer(self._own, ends_at_ms=_grant_end_ms(about.grant, network, wall))
         self._issue(self._wall())
@@ -247,9 +247,14 @@ class Roster:
             self._forget_all(gone)
             if self.me in gone:
                 self._tell_refused(GrantRevoked("the operator took this node's grant back"))
-        for peer in gone:
+        for peer in set(gone) - {self.me}:
             log.get("peers").info("a peer is put out: the operator took its grant back", peer=peer)
         return gone
+
+    @property
+    def refused(self) -> str:
+        """Why others refuse what this node says of itself; empty: nothing is known of that."""
+        return self._refused.message if self._refused is not None else ""
 
     @property
     def revocations(self) -> bytes:
@@ -356,8 +361,8 @@ class Roster:
         self._issuer.say(replace(self._own, held=self._held if self._offers else ()))
 
     def _tell_refused(self, error: ShoalError) -> None:
-        if error.code != self._refused:
-            self._refused = error.code
+        if self._refused is None or error.code != self._refused.code:
+            self._refused = error
             log.get("peers").error(
                 "others refuse what this node says of itself, and will soon take no call of it",
                 error=error.message,

@@ -669,7 +669,7 @@ class PeersReply(_message.Message):
     network: _builtins.str
     """an open network's name, or a permissioned one's id in hex"""
     unreached: _builtins.str
-    """why no other node can call this one; empty: one can, or nobody has said"""
+    """why no other node can call this one, or takes it for one; empty: nothing speaks against it"""
     @_builtins.property
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerStatus]:
         """itself included"""

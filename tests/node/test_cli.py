@@ -88,6 +88,15 @@ def test_logprobs_are_absent_unless_asked_for(node: Node) -> None:
     assert "logprobs" not in json.loads(ask(node, "--token-ids", "5", "--max-tokens", "1", "--json").stdout)
 
 
+@pytest.mark.parametrize("raw", [(), ("--raw",)])
+def test_an_empty_prompt_is_refused_wherever_it_comes_from(node: Node, raw: tuple[str, ...]) -> None:
+    for prompt in ("", "-"):
+        result = ask(node, prompt, *raw, stdin="")
+        assert result.exit_code == 2
+        assert "empty" in result.stderr
+    assert node.worker.opened == []
+
+
 def test_prompt_logprobs_are_in_the_json_if_asked_for_and_null_where_the_model_excludes_a_token() -> None:
     started = pb.Started(prompt_tokens=3, prompt_logprobs=[-0.5, -math.inf])
     top = [pb.TopLogprob(id=4, text="b", logprob=-math.inf)]

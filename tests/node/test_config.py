@@ -34,6 +34,13 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path, monk
     assert settings.sessions_max == 8
 
 
+@pytest.mark.parametrize("clients", ["bob", f"any {PEER}x", "Any", f"loopback #{PEER}"])
+def test_a_client_that_is_none_is_refused(clients: str) -> None:
+    with pytest.raises(InvalidRequest, match="is no client"):
+        config.load({"clients": clients})
+    assert config.load({"clients": f"loopback any {PEER}"}).clients == ("loopback", "any", PEER)
+
+
 def test_a_named_file_replaces_the_usual_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shoal.toml").write_text("port = 1\n")
     (tmp_path / "other.toml").write_text("queue_max = 2\n")

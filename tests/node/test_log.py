@@ -39,5 +39,21 @@ def test_a_line_about_nobody_is_a_line(capsys: pytest.CaptureFixture[str]) -> No
     assert "peer=None" in said("console", capsys, None)
 
 
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_failure_is_told_without_what_was_being_asked(
+    form: Literal["console", "json"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "".join(["sec", "ret"])  # not as the source has it, which a traceback may quote
+    log.configure("info", form)
+    try:
+        raise ValueError(len(prompt))
+    except ValueError:
+        log.get("door").exception("an answer failed here")
+    text = capsys.readouterr().err
+    assert "an answer failed here" in text
+    assert "ValueError: 6" in text
+    assert "secret" not in text
+
+
 def test_programs_get_whole_ids(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(said("json", capsys))["peer"] == PEER

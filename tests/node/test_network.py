@@ -29,7 +29,10 @@ def test_a_permissioned_network_is_the_hash_of_its_operators_key() -> None:
     assert len(network.id) == NETWORK_ID_BYTES
 
 
-@pytest.mark.parametrize("text", ["", "Shoal", "-x", "a b", "a" * (NAME_CHARS_MAX + 1), "ab" * 31 + "AB", "\x1b[2J"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "Shoal", "-x", "a b", "a" * (NAME_CHARS_MAX + 1), "ab" * 31 + "AB", "ab" * 6, "0123456789ab" * 3, "\x1b[2J"],
+)
 def test_what_is_no_network_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="is no network"):
         parse(text)

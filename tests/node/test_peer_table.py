@@ -76,7 +76,7 @@ def test_a_node_that_is_alone_shows_where_it_looks() -> None:
 
 def test_a_node_that_nobody_can_call_says_why() -> None:
     text = printed(peer_table.whole(reply(other(), unreached="is UDP port 7 open?")))
-    assert "other nodes cannot call this one: is UDP port 7 open?" in text
+    assert "no other node counts on this one: is UDP port 7 open?" in text
 
 
 def test_work_is_shown_if_asked_for() -> None:

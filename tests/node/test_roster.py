@@ -540,7 +540,9 @@ def test_a_node_whose_grant_ends_says_so_once_and_goes_on_for_itself(
 ) -> None:
     one = net.one(clock)
     if how == "revoked":
+        assert one.roster.refused == ""
         assert one.roster.merge_revocations(net.revoked(one.peer)) == [one.peer]
+        assert one.roster.refused == "the operator took this node's grant back"
     for _ in range(5):
         clock.now += 3600
         one.roster.tick()
