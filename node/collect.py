@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from node.duplex import Duplex
     from node.link import Links
     from node.mail import Mail
     from node.peer_streams import Method
@@ -41,6 +42,7 @@ class Collect:
         self._manifest = manifest
         self._mail = mail
         self._users: dict[PeerId, set[SessionId]] = {}
+        self._used: dict[PeerId, Duplex[DeliverRefusal, StepResult]] = {}
         self._kept: dict[PeerId, threading.Timer] = {}  # streams without users
         self._lock = threading.Lock()
         self._streams: PeerStreams[DeliverRefusal, StepResult] = PeerStreams(
@@ -54,12 +56,14 @@ class Collect:
             try:
                 with self._lock:
                     users = self._users.setdefault(at.peer, set())
-                    if not self._streams.alive(at.peer):
-                        stranded |= users - {session}  # by a stream that has just broken; the next one hides that
+                    others = users - {session}
                     users.add(session)
                     if (kept := self._kept.pop(at.peer, None)) is not None:
                         kept.cancel()
-                    self._streams.to(at.peer, at.address)
+                    stream = self._streams.to(at.peer, at.address)
+                    if self._used.get(at.peer) is not stream:
+                        stranded = others  # by one that has just broken, which this one hides
+                        self._used[at.peer] = stream
             except ShoalError as error:
                 self._mail.lost(at.peer, error, {session})
             if stranded:
@@ -86,6 +90,7 @@ class Collect:
         with self._lock:
             if self._kept.get(peer) is threading.current_thread():  # or it is needed again since this began
                 del self._kept[peer]
+                self._used.pop(peer, None)
                 self._streams.drop(peer)
 
     def _came(self, peer: PeerId, result: StepResult) -> None:
