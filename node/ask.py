@@ -62,7 +62,7 @@ def request(
     elif prompt is not None:
         text = sys.stdin.read() if prompt == "-" else prompt
         if not text:
-            raise InvalidRequest("there is no prompt: stdin is empty")
+            raise InvalidRequest("PROMPT - reads stdin, which is empty; give some text")
         _say(message, text, raw, system)
     messages.check_generate(message)
     return message

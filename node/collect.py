@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from node import log
 from node.peer_streams import PeerStreams
 from node.stage_wire import read_result, refusal_message
-from protos.errors import PeerLost, ShoalError
+from protos.errors import ShoalError
 from protos.stage_pb2_grpc import StageStub
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Collect:
         self._mail = mail
         self._users: dict[PeerId, set[SessionId]] = {}
         self._used: dict[PeerId, Duplex[DeliverRefusal, StepResult]] = {}
+        self._stranded: dict[PeerId, set[SessionId]] = {}  # by one that broke, whose end is about to be told
         self._kept: dict[PeerId, threading.Timer] = {}  # streams without users
         self._lock = threading.Lock()
         self._streams: PeerStreams[DeliverRefusal, StepResult] = PeerStreams(
@@ -52,7 +53,6 @@ class Collect:
     def enter(self, session: SessionId, stages: Iterable[At]) -> None:
         """Goes to these stages, unless this door is there.  The session's route must be in the mail already."""
         for at in stages:
-            stranded: set[SessionId] = set()
             try:
                 with self._lock:
                     users = self._users.setdefault(at.peer, set())
@@ -60,14 +60,12 @@ class Collect:
                     users.add(session)
                     if (kept := self._kept.pop(at.peer, None)) is not None:
                         kept.cancel()
-                    stream = self._streams.to(at.peer, at.address)
-                    if self._used.get(at.peer) is not stream:
-                        stranded = others  # by one that has just broken, which this one hides
-                        self._used[at.peer] = stream
+                    before, stream = self._used.get(at.peer), self._streams.to(at.peer, at.address)
+                    self._used[at.peer] = stream
+                    if before is not None and before is not stream:
+                        self._stranded.setdefault(at.peer, set()).update(others)
             except ShoalError as error:
-                self._mail.lost(at.peer, error, {session})
-            if stranded:
-                self._mail.lost(at.peer, PeerLost("its stream of results has ended"), stranded)
+                self._mail.lost(at.peer, error, {session}, comes=True)
 
     def leave(self, session: SessionId) -> None:
         """The answer is over."""
@@ -102,9 +100,12 @@ class Collect:
 
     def _ended(self, peer: PeerId, error: ShoalError) -> None:
         log.get("door").info("a stream of a stage's results has ended", peer=peer, code=error.code, error=error.message)
-        with self._lock:  # or another answer has begun the next one, and told whose results were under way
-            lost = set() if self._streams.alive(peer) else set(self._users.get(peer, ()))
-        self._mail.lost(peer, error, lost)
+        with self._lock:
+            lost = self._stranded.pop(peer, set())
+            if not self._streams.alive(peer):  # or another answer has begun the next one
+                self._used.pop(peer, None)
+                lost |= self._users.get(peer, set())
+        self._mail.lost(peer, error, lost, comes=True)
 
 
 def _results(channel: grpc.Channel) -> Method[DeliverRefusal, StepResult]:

@@ -99,14 +99,15 @@ class Mail:
             del self._streams[peer]
         if lost:
             with self._lock:
-                delivered = {session for session, box in self._boxes.items() if not box.comes}
-            self.lost(peer, PeerLost("its stream of results has ended"), delivered)
+                sessions = list(self._boxes)
+            self.lost(peer, PeerLost("its stream of results has ended"), sessions, comes=False)
 
-    def lost(self, peer: PeerId, error: ShoalError, sessions: Collection[SessionId]) -> None:
-        """What the peer computes of these sessions is lost: for this reason their results do not come any more."""
+    def lost(self, peer: PeerId, error: ShoalError, sessions: Collection[SessionId], *, comes: bool) -> None:
+        """What the peer computes of these sessions is lost, as far as their results are fetched (`comes`), or
+        delivered: for this reason they do not come any more."""
         with self._lock:
             boxes = [(session, self._boxes[session]) for session in sessions if session in self._boxes]
-            parted = [(session, box) for session, box in boxes if peer in box.stages]
+            parted = [(session, box) for session, box in boxes if peer in box.stages and box.comes is comes]
         for session, box in parted:
             assert box.epoch is not None, "stages and epoch are set together"
             box.put(StageFailed(session, box.epoch, 0, error, box.stages[peer], fetching=box.comes))

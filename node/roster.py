@@ -352,6 +352,7 @@ class Roster:
         made = self._issuer.issue(wall)
         if made is not None:
             outcome = self._table.merge(sign(made, self._identity), wall)
+            self._refused = None
             if isinstance(outcome, Accepted):
                 self._forget_all(outcome.gave_way)
             self._own = made

@@ -252,8 +252,10 @@ class StageHost:
     def shutdown(self) -> None:
         """Ends all streams and the sweeping.  The worker's own end is its owner's to bring."""
         self._leaving.set()
-        if self._sweeper is not None:
-            self._sweeper.join(JOIN_S)
+        with self._lock:  # whoever is opening the first session has started it then
+            sweeper = self._sweeper
+        if sweeper is not None:
+            sweeper.join(JOIN_S)
         self.onwards.close(JOIN_S)
         self._deliveries.close(JOIN_S)
 

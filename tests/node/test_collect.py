@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -118,16 +119,18 @@ def test_answers_that_follow_each_other_share_one_stream(swarm: Swarm) -> None:
 def test_a_stage_that_has_no_room_for_results_is_not_held_to_have_failed(
     swarm: Swarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node, door = swarm.node(range(LAYERS), streams_max=1), swarm.node(called=False)
-    stranger = Stranger(node)
-    stranger.stream(stranger.stage.Steps)
-    eventually(lambda: node.services.streams == 1)
+    monkeypatch.setattr(collect, "_results", lambda _: refused)
+    swarm.node(range(LAYERS))
+    door = swarm.node(called=False)
     failed: list[Any] = []
     monkeypatch.setattr(door.known, "failed", lambda *what: failed.append(what))
-    with pytest.raises(Overloaded):
-        trio.run(partial(ask, door.door, PROMPT, 4))
+    with contextlib.suppress(Overloaded):  # or it has started by then, and the last event says it
+        assert ids(trio.run(partial(ask, door.door, PROMPT, 4))) == []
     assert failed == []
-    stranger.close()
+
+
+def refused(*_: object, **__: object) -> Any:
+    raise Overloaded("no room for streams")
 
 
 def test_no_stream_outlasts_the_answers_that_need_it_and_nothing_stays(
@@ -153,7 +156,7 @@ def test_a_refused_stream_of_results_is_told_as_what_it_is(swarm: Swarm) -> None
     eventually(lambda: node.services.streams == 1)
     told: queue.SimpleQueue[Any] = queue.SimpleQueue()
     door.door.mail.expect(S, told.put)
-    door.door.mail.route(S, Epoch(1, door.peer), {node.peer: 0}, 0)
+    door.door.mail.route(S, Epoch(1, door.peer), {node.peer: 0}, 0, comes=True)
     door.door.collect.enter(S, [At(node.peer, node.address)])
     assert isinstance(told.get(timeout=20.0).error, Overloaded)
     stranger.close()
@@ -188,9 +191,6 @@ def told(mail: Mail, session: SessionId, peer: PeerId, *, comes: bool) -> queue.
 def test_one_way_of_results_that_breaks_is_no_loss_for_the_answers_that_use_the_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refused(*_: object, **__: object) -> Any:
-        raise Overloaded("no room for streams")
-
     monkeypatch.setattr(collect, "_results", lambda _: refused)
     mail, stage, links = Mail(), PeerId("stage"), Links()
     delivered, fetched = told(mail, S, stage, comes=False), told(mail, OTHER, stage, comes=True)
@@ -213,8 +213,10 @@ def test_results_under_way_on_a_broken_stream_are_lost_also_where_the_next_answe
     first, second = told(mail, S, stage, comes=True), told(mail, OTHER, stage, comes=True)
     made = Collect(links, manifest(), mail)  # type: ignore[arg-type]
     made.enter(S, [At(stage, "stage:1")])
-    made._streams._streams[stage][1]._alive = False  # and its end is about to be told
+    broken = made._streams._streams[stage][1]
+    broken._alive = False  # and its end is about to be told
     made.enter(OTHER, [At(stage, "stage:1")])
+    broken._break(PeerLost("it broke"))
     assert isinstance(first.get(timeout=WAIT_S).error, PeerLost)
     assert second.empty()
     made.close(WAIT_S)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import Future
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -180,6 +181,23 @@ def test_8_1_opening_what_is_open_is_refused(host: Host) -> None:
     assert host.host.open(opening()).result() == 0
     with pytest.raises(InvalidRequest, match="open already"):
         host.host.open(opening())
+
+
+def test_a_host_that_ends_while_it_opens_its_first_session_ends(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(threading.Thread):
+        def start(self) -> None:
+            starting.set()
+            ended.wait(0.2)  # longer than it takes to end, or as long as it waits for this
+            super().start()
+
+    starting, ended = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        ending = pool.submit(lambda: (starting.wait(20.0), host.host.shutdown()))
+        ending.add_done_callback(lambda _: ended.set())
+        monkeypatch.setattr(stage_host.threading, "Thread", Slow)
+        host.host.open(opening(door=DOOR, epoch=pb.Epoch(counter=1, door=DOOR), route=route(DOOR)), DOOR).result()
+        monkeypatch.undo()
+        ending.result()
 
 
 def test_8_1_an_open_that_the_worker_refuses_leaves_nothing(host: Host) -> None:
