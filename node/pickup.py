@@ -16,6 +16,7 @@ from protos.errors import Overloaded
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from protos.errors import ShoalError
     from protos.stage_pb2 import StepResult
 
 RESULTS_AHEAD_MAX: Final = 2048
@@ -27,8 +28,8 @@ class Reader:
     """One coming of the door."""
 
     is_over: bool = False
-    failed: Exception | None = None
-    """What the door said wrong, which ended it."""
+    failed: ShoalError | None = None
+    """What ended it, where that was what the door said."""
 
 
 class Pickup:

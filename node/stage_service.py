@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import grpc
 
 from node.pickup import Reader
-from node.refusal import refusing
+from node.refusal import bug, refusing
 from node.stage_wire import read_epoch, read_result, refusal_message, short_epoch
 from node.turnstile import Turnstile
 from protos import messages
@@ -165,8 +165,10 @@ class _Stage:
         try:
             for refusal in _until_broken(refusals):
                 self._host.refused(door, refusal)
-        except Exception as error:  # noqa: BLE001  (the stream's own thread tells it)
+        except ShoalError as error:
             reader.failed = error
+        except Exception as error:  # noqa: BLE001  (our bug: it must end this stream, and be told)
+            reader.failed = bug("stage", error)
         finally:
             self._host.end_results(door, reader)
 

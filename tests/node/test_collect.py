@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 OTHER = SessionId("other")
 SPANS = [range(2), range(2, LAYERS)]
+STAGE = [At(PeerId("stage"), "stage:1")]
 
 
 @pytest.fixture
@@ -180,26 +181,31 @@ def test_a_door_that_comes_anew_takes_the_place_of_its_former_stream(swarm: Swar
     stranger.close()
 
 
-def told(mail: Mail, session: SessionId, peer: PeerId, *, comes: bool) -> queue.SimpleQueue[Any]:
-    """Of such a session at this peer."""
+def toy(monkeypatch: pytest.MonkeyPatch, call: Any) -> tuple[Mail, Collect]:
+    """A door's, whose streams of results are such calls."""
+    monkeypatch.setattr(collect, "_results", lambda _: call)
+    mail, links = Mail(), Links()
+    return mail, Collect(links, manifest(), mail)  # type: ignore[arg-type]
+
+
+def told(mail: Mail, session: SessionId, *, comes: bool) -> queue.SimpleQueue[Any]:
+    """Of such a session at the toy stage."""
     said: queue.SimpleQueue[Any] = queue.SimpleQueue()
     mail.expect(session, said.put)
-    mail.route(session, Epoch(1, PeerId("door")), {peer: 0}, 0, comes=comes)
+    mail.route(session, Epoch(1, PeerId("door")), {STAGE[0].peer: 0}, 0, comes=comes)
     return said
 
 
 def test_one_way_of_results_that_breaks_is_no_loss_for_the_answers_that_use_the_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(collect, "_results", lambda _: refused)
-    mail, stage, links = Mail(), PeerId("stage"), Links()
-    delivered, fetched = told(mail, S, stage, comes=False), told(mail, OTHER, stage, comes=True)
-    made = Collect(links, manifest(), mail)  # type: ignore[arg-type]
-    made.enter(OTHER, [At(stage, "stage:1")])
+    mail, made = toy(monkeypatch, refused)
+    delivered, fetched = told(mail, S, comes=False), told(mail, OTHER, comes=True)
+    made.enter(OTHER, STAGE)
     assert isinstance(fetched.get(timeout=WAIT_S).error, Overloaded)
     assert delivered.empty()
-    mail.joined(stage)
-    mail.left(stage, lost=True)
+    mail.joined(STAGE[0].peer)
+    mail.left(STAGE[0].peer, lost=True)
     assert isinstance(delivered.get(timeout=WAIT_S).error, PeerLost)
     assert fetched.empty()
     made.close(WAIT_S)
@@ -208,14 +214,12 @@ def test_one_way_of_results_that_breaks_is_no_loss_for_the_answers_that_use_the_
 def test_results_under_way_on_a_broken_stream_are_lost_also_where_the_next_answer_has_begun_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(collect, "_results", lambda _: Call)
-    mail, stage, links = Mail(), PeerId("stage"), Links()
-    first, second = told(mail, S, stage, comes=True), told(mail, OTHER, stage, comes=True)
-    made = Collect(links, manifest(), mail)  # type: ignore[arg-type]
-    made.enter(S, [At(stage, "stage:1")])
-    broken = made._streams._streams[stage][1]
+    mail, made = toy(monkeypatch, Call)
+    first, second = told(mail, S, comes=True), told(mail, OTHER, comes=True)
+    made.enter(S, STAGE)
+    broken = made._used[STAGE[0].peer]
     broken._alive = False  # and its end is about to be told
-    made.enter(OTHER, [At(stage, "stage:1")])
+    made.enter(OTHER, STAGE)
     broken._break(PeerLost("it broke"))
     assert isinstance(first.get(timeout=WAIT_S).error, PeerLost)
     assert second.empty()
@@ -245,10 +249,8 @@ class Laid:
 
 def test_refusals_that_wait_for_a_stage_have_a_limit_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "REFUSALS_AHEAD_MAX", 2)
-    monkeypatch.setattr(collect, "_results", lambda _: Laid)
-    links: Any = Links()
-    made = Collect(links, manifest(), Mail())
-    made.enter(S, [At(PeerId("stage"), "stage:1")])
+    _, made = toy(monkeypatch, Laid)
+    made.enter(S, STAGE)
     assert [Laid.refused.get(timeout=WAIT_S) for _ in range(3)] == [0, 1, 9]
     made.close(WAIT_S)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from toy_streams import held_open
 from toy_swarm import eventually, manifest
 
 from node.certificate import Certificate
@@ -21,13 +22,11 @@ from node.server import Pools, Server
 from node.stage_host import StageHost
 from node.stage_service import Lanes, StageServices
 from node.status import from_rpc
-from protos.stage_pb2 import Peer
+from protos.errors import RemoteError
+from protos.stage_pb2 import DeliverRefusal, Peer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-RESULTS = "/shoal.v1.Stage/Results"
-WAIT_S = 20.0
 
 
 class Staged:
@@ -57,15 +56,7 @@ def staged() -> Iterator[Staged]:
 
 def come(link: Link, *said: bytes) -> Any:
     """A door that comes for its results, says this, and then nothing."""
-
-    def requests() -> Iterator[bytes]:
-        yield from said
-        done.wait(WAIT_S)
-
-    done = threading.Event()
-    call = link.channel(Lane.STEPS).stream_stream(RESULTS)(requests(), metadata=link.metadata())
-    call.add_callback(done.set)
-    return call
+    return held_open(link, Lane.STEPS, "/shoal.v1.Stage/Results", *said)
 
 
 def test_a_door_that_is_put_out_gets_no_more_results_and_nothing_of_it_stays(staged: Staged) -> None:
@@ -90,3 +81,14 @@ def test_a_message_that_cannot_be_read_ends_the_stream_with_that_error(
     assert from_rpc(ended.value, "").code == "invalid_request"
     eventually(lambda: staged.services.streams == 0)
     assert uncaught == []
+
+
+def test_a_bug_in_what_hears_refusals_is_told_as_one(staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(staged.host, "refused", fails)
+    call = come(staged.link, DeliverRefusal(session_id="s").SerializeToString())
+    with pytest.raises(grpc.RpcError) as ended:
+        next(call)
+    assert from_rpc(ended.value, "").code == RemoteError.code

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from toy_streams import held_open
 
 from node.certificate import Certificate
 from node.config import Config
@@ -68,17 +68,9 @@ def linked(echo: Echo) -> Iterator[tuple[Identity, Link]]:
     link.close()
 
 
-def compute(link: Link) -> grpc.Call:
+def compute(link: Link) -> Any:
     """A stream with one message that has come back."""
-
-    def requests() -> Iterator[bytes]:
-        yield b"rows"
-        done.wait(WAIT_S)
-
-    done = threading.Event()
-    call = link.channel(Lane.EXPERTS).stream_stream(COMPUTE)(requests(), metadata=link.metadata())
-    call.add_callback(done.set)
-    return call
+    return held_open(link, Lane.EXPERTS, COMPUTE, b"rows")
 
 
 def test_the_open_streams_of_a_peer_that_is_put_out_end_and_those_of_others_go_on(echo: Echo) -> None:

@@ -11,6 +11,7 @@ from protos.errors import PeerLost
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import node.link
     from protos.ids import PeerId
 
 WAIT_S = 20.0
@@ -39,6 +40,19 @@ class Call:
         for request in self._requests:
             self.taken.put(request)
         self._over.set()
+
+
+def held_open(link: node.link.Link, lane: node.link.Lane, method: str, *said: bytes) -> Any:
+    """A real stream of this method, on which that is said, and then nothing until it ends."""
+
+    def requests() -> Iterator[bytes]:
+        yield from said
+        done.wait(WAIT_S)
+
+    done = threading.Event()
+    call = link.channel(lane).stream_stream(method)(requests(), metadata=link.metadata())
+    call.add_callback(done.set)
+    return call
 
 
 class Link:
